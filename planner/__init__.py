@@ -1,0 +1,30 @@
+"""Decisions: from a Profile and a PlanRequest to a Plan, with the evidence for choosing it.
+
+Nothing in this package imports torch, so that reading, checking and explaining a plan is quick.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from planner.api import plan
+    from planner.plan import Plan
+    from planner.request import PlanRequest
+
+__all__ = ["Plan", "PlanRequest", "plan"]
+
+_HOMES = {"Plan": "planner.plan", "PlanRequest": "planner.request", "plan": "planner.api"}
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded on first use (PEP 562): `import planner` stays light for the command line.
+    if name in _HOMES:
+        from importlib import import_module
+
+        module = import_module(_HOMES[name])
+        # `planner.plan` is both a module and the function; the function is the public name.
+        value = getattr(module, name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,244 @@
+"""The Plan document: what runs where, and the evidence for it.
+
+``spec`` alone is obeyed; ``estimate``, ``search`` and ``warnings`` are evidence that the executor
+never reads. ``plan_id`` is a digest of ``inputs`` and ``spec``: same inputs, same bytes. A person
+may edit ``spec``; then the id no longer fits, and ``check`` says so.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from planner.request import Objective, PlanRequest
+from profiler.documents import Document, Estimated, Record, canonical_json, digest
+
+INPUT = "input"
+"""As a transfer's source: the model's inputs, held by the root rank."""
+OUTPUT = "output"
+"""As a transfer's target: the model's answer, gathered on the root rank."""
+
+
+def place(pipeline: int, stage: int) -> str:
+    """How transfers name a stage.
+
+    >>> place(0, 2)
+    'pipeline0.stage2'
+    """
+    return f"pipeline{pipeline}.stage{stage}"
+
+
+class ModelInput(Record):
+    """The model the plan was made for; ``graph`` is its fingerprint."""
+
+    ref: str
+    source: str
+    dtype: str
+    graph: str
+    num_layers: int
+    weight_bytes: int
+
+
+class FileInput(Record):
+    """A document the plan was made from."""
+
+    ref: str
+    fingerprint: str
+
+
+class PlanInputs(Record):
+    """Everything the plan depends on."""
+
+    model: ModelInput
+    cluster: FileInput
+    profile: FileInput
+    request: PlanRequest
+
+
+class Schedule(Record):
+    """How microbatches move: ``streaming`` sends each on as soon as it is computed.
+
+    ``microbatch_size`` items travel together; a rank receives up to ``depth`` of them ahead.
+    """
+
+    name: Literal["streaming"] = "streaming"
+    microbatch_size: int
+    depth: int = Field(default=2, ge=1)
+
+
+class Aggregation(Record):
+    """How partial results become the answer, and on which rank."""
+
+    strategy: str = "concat"
+    root_rank: int = 0
+
+
+class Stage(Record):
+    """A set of layers, and the ranks that run it.
+
+    ``split`` is ``none`` (one rank) or ``batch`` (each rank holds the whole stage and computes
+    its ``shares`` of every microbatch, in rank order). ``whole_batch``: the stage waits for the
+    whole batch, because a layer in it looks across items.
+    """
+
+    index: int
+    layers: tuple[str, ...]
+    split: Literal["none", "batch"] = "none"
+    ranks: tuple[int, ...]
+    shares: tuple[int, ...]
+    whole_batch: bool = False
+
+
+class Pipeline(Record):
+    """One full copy of the model; it computes ``items`` of every batch, in pipeline order."""
+
+    index: int
+    items: int
+    stages: tuple[Stage, ...]
+
+
+class RankBinding(Record):
+    """A process and the device (``host/device``) it uses. Rank 0 feeds and gathers."""
+
+    rank: int
+    device: str
+    device_type: str
+
+
+class Transfer(Record):
+    """A tensor that moves between stages, from the input, or to the output.
+
+    ``source`` and ``target`` are ``pipelineP.stageS``, ``input`` or ``output``; a stage may pass
+    on what it received. ``num_bytes`` is for one microbatch (one batch if ``whole_batch``).
+    """
+
+    source: str
+    target: str
+    tensor: str
+    shape: tuple[int | str, ...]
+    dtype: str
+    num_bytes: int
+
+
+class PlanSpec(Record):
+    """The decision. Nothing else in the file is obeyed."""
+
+    backend: Literal["gloo"] = "gloo"
+    schedule: Schedule
+    aggregation: Aggregation
+    pipelines: tuple[Pipeline, ...]
+    ranks: tuple[RankBinding, ...]
+    transfers: tuple[Transfer, ...]
+
+
+class RankMemory(Record):
+    """The memory ledger of one rank, in bytes; see ``planner.memory``."""
+
+    weights_bytes: int
+    state_bytes: int
+    activations_bytes: int
+    buffers_bytes: int
+    reserve_bytes: int
+    capacity_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """All that the plan puts on the device, with the reserve."""
+        return (
+            self.weights_bytes
+            + self.state_bytes
+            + self.activations_bytes
+            + self.buffers_bytes
+            + self.reserve_bytes
+        )
+
+
+class RankEstimate(Record):
+    """How one rank is expected to spend a microbatch (a batch, if its stage waits for one)."""
+
+    rank: int
+    compute_s: Estimated
+    receive_s: Estimated
+    send_s: Estimated
+    busy_fraction: Estimated
+    memory: RankMemory
+
+
+class Estimate(Record):
+    """What the plan is expected to do.
+
+    ``period_s`` is the time between finished batches when batches follow each other,
+    ``latency_s`` the time of one batch alone. ``error_fraction`` comes from the profile.
+    """
+
+    period_s: Estimated
+    latency_s: Estimated
+    items_per_s: Estimated
+    error_fraction: Estimated
+    bottleneck: str
+    ranks: tuple[RankEstimate, ...]
+
+
+class Alternative(Record):
+    """A plan that was not chosen; ``objective_s`` is absent when it does not fit."""
+
+    plan: str
+    objective_s: Estimated | None = None
+    why_not: str
+
+
+class IdleDevice(Record):
+    """A device the plan leaves out, and why."""
+
+    device: str
+    reason: str
+
+
+class SearchRecord(Record):
+    """The certificate: ``objective_s`` was reached, nothing below ``bound_s`` exists in ``space``.
+
+    ``gap`` = (objective - bound) / bound; ``status`` is ``optimal`` when it is zero to 1e-9.
+    """
+
+    solver: str
+    status: Literal["optimal", "feasible"]
+    objective: Objective
+    objective_s: float
+    bound_s: float
+    gap: float
+    space: str
+    candidates: int
+    alternatives: tuple[Alternative, ...] = ()
+    idle: tuple[IdleDevice, ...] = ()
+
+
+class PlanWarning(Record):
+    """Something a reviewer should know; ``code`` is stable."""
+
+    code: str
+    message: str
+
+
+class Plan(Document):
+    """A reviewed decision, and what it rests on."""
+
+    kind: Literal["Plan"] = "Plan"
+    format_version: str = "1.0"
+    plan_id: str
+    created_by: str
+    inputs: PlanInputs
+    spec: PlanSpec
+    estimate: Estimate
+    search: SearchRecord
+    warnings: tuple[PlanWarning, ...] = ()
+
+    def expected_id(self) -> str:
+        """The id that belongs to the present ``inputs`` and ``spec``."""
+        return plan_id(self.inputs, self.spec)
+
+
+def plan_id(inputs: PlanInputs, spec: PlanSpec) -> str:
+    """Digest of what the plan was made from and what it decides."""
+    both = {"inputs": inputs.model_dump(mode="json"), "spec": spec.model_dump(mode="json")}
+    return digest(canonical_json(both))

@@ -1,0 +1,159 @@
+"""The machines: hosts, their devices, the links between them. Written by discovery, then people.
+
+A device is named ``host/device`` (``node-a/cuda:0``) wherever two hosts could be meant.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from profiler.documents import Bytes, BytesPerSecond, Document, Record, Seconds
+from profiler.errors import InvalidInputError
+
+LOOPBACK_LATENCY_S = 150e-6
+LOOPBACK_BYTES_PER_S = 1.5e9
+"""A message between two processes of one machine over gloo, where nothing better is known."""
+
+
+class Device(Record):
+    """A thing that computes. ``type`` is free text; equal types on one host are taken as equal.
+
+    ``memory_bytes`` is what exists, ``free_bytes`` what a plan may use of it. ``threads`` is the
+    number of processor threads a CPU device computes with.
+    """
+
+    name: str = Field(min_length=1, pattern=r"^[^/\s]+$")
+    type: str = Field(min_length=1)
+    kind: Literal["cpu", "cuda"] = "cpu"
+    memory_bytes: Bytes = Field(gt=0)
+    free_bytes: Bytes | None = Field(default=None, ge=0)
+    threads: int = Field(default=1, ge=1)
+
+    @property
+    def usable_bytes(self) -> int:
+        """Memory a plan may count on: free if known, else all of it."""
+        return (
+            self.memory_bytes
+            if self.free_bytes is None
+            else min(self.free_bytes, self.memory_bytes)
+        )
+
+
+class Host(Record):
+    """A machine: one address, some devices. ``cores`` are its processor threads, if known."""
+
+    name: str = Field(min_length=1, pattern=r"^[^/\s]+$")
+    cores: int | None = Field(default=None, ge=1)
+    devices: tuple[Device, ...]
+
+
+class Link(Record):
+    """One direction of a path. ``source`` and ``target`` name a host or a ``host/device``.
+
+    Moving ``n`` bytes takes ``latency_s + n / bytes_per_s``. ``occupancy`` is the fraction of
+    that time during which either end cannot compute (0: fully hidden, 1: fully serial).
+    """
+
+    source: str
+    target: str
+    latency_s: Seconds = Field(ge=0)
+    bytes_per_s: BytesPerSecond = Field(gt=0)
+    occupancy: float = Field(default=0.0, ge=0, le=1)
+    shares: str | None = None
+
+    def transfer_time_s(self, num_bytes: float) -> float:
+        """Seconds to move ``num_bytes``; nothing to move takes no time.
+
+        >>> Link(source="a", target="b", latency_s=1e-5, bytes_per_s=1e9).transfer_time_s(10**6)
+        0.00101
+        """
+        return self.latency_s + num_bytes / self.bytes_per_s if num_bytes else 0.0
+
+
+class DefaultLink(Record):
+    """What holds between two devices that no entry of ``links`` names."""
+
+    latency_s: Seconds = Field(default=LOOPBACK_LATENCY_S, ge=0)
+    bytes_per_s: BytesPerSecond = Field(default=LOOPBACK_BYTES_PER_S, gt=0)
+    occupancy: float = Field(default=0.0, ge=0, le=1)
+
+
+class Cluster(Document):
+    """Everything a plan may use. The first device is where inputs enter and answers leave."""
+
+    kind: Literal["Cluster"] = "Cluster"
+    format_version: str = "1.0"
+    hosts: tuple[Host, ...]
+    links: tuple[Link, ...] = ()
+    default_link: DefaultLink = DefaultLink()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Cluster:
+        names = [host.name for host in self.hosts]
+        if len(set(names)) != len(names):
+            raise ValueError(
+                f"host {next(n for n in names if names.count(n) > 1)!r} is listed twice"
+            )
+        for host in self.hosts:
+            own = [device.name for device in host.devices]
+            if len(set(own)) != len(own):
+                twice = next(n for n in own if own.count(n) > 1)
+                raise ValueError(f"device {host.name}/{twice} is listed twice")
+        if not any(host.devices for host in self.hosts):
+            raise ValueError("the cluster has no device: list at least one under hosts[].devices")
+        places = {*names, *self.device}
+        pairs = [(link.source, link.target) for link in self.links]
+        for link in self.links:
+            for end in (link.source, link.target):
+                if end not in places:
+                    raise ValueError(f"link {link.source} -> {link.target}: there is no {end!r}")
+        if len(set(pairs)) != len(pairs):
+            source, target = next(p for p in pairs if pairs.count(p) > 1)
+            raise ValueError(f"link {source} -> {target} is listed twice")
+        return self
+
+    @cached_property
+    def device(self) -> dict[str, Device]:
+        """Devices by full name ``host/device``, in file order."""
+        return {f"{h.name}/{d.name}": d for h in self.hosts for d in h.devices}
+
+    @cached_property
+    def host_of(self) -> dict[str, Host]:
+        """Host of each device, by the device's full name."""
+        return {f"{h.name}/{d.name}": h for h in self.hosts for d in h.devices}
+
+    @property
+    def root(self) -> str:
+        """Full name of the device where inputs enter and answers leave: the first one."""
+        return next(iter(self.device))
+
+    @cached_property
+    def _links(self) -> dict[tuple[str, str], Link]:
+        return {(link.source, link.target): link for link in self.links}
+
+    def link(self, source: str, target: str) -> Link:
+        """The link from one device to another, the most exact entry that names them.
+
+        Order: device to device, device to host, host to device, host to host, the default.
+
+        Raises:
+            InvalidInputError: no such device.
+        """
+        for end in (source, target):
+            if end not in self.device:
+                raise InvalidInputError(
+                    f"there is no device {end!r}; the cluster has {', '.join(self.device)}"
+                )
+        source_host, target_host = self.host_of[source].name, self.host_of[target].name
+        for pair in (
+            (source, target),
+            (source, target_host),
+            (source_host, target),
+            (source_host, target_host),
+        ):
+            if pair in self._links:
+                return self._links[pair]
+        return Link(source=source, target=target, **self.default_link.model_dump())

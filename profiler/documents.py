@@ -1,0 +1,303 @@
+"""Documents on disk: strict schema, YAML and JSON, fingerprints, versions, atomic writes.
+
+Every file that apportion writes or reads as a document is a :class:`Document`. Loading never
+constructs foreign objects, refuses unknown keys, duplicate keys and YAML aliases, and reports the
+path of the offending field. People write YAML (cluster, request, plan), machines write JSON
+(profile, report); the loader goes by suffix.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
+
+from profiler.errors import ApportionError, InvalidInputError
+from profiler.units import parse_bytes, parse_bytes_per_s, parse_seconds
+
+MAX_YAML_BYTES = 64 * 2**20
+"""Larger YAML is refused: no document that people write comes near it."""
+
+Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+
+
+def _quantity(parse: Any) -> Any:
+    """A validator that takes a number or text with a unit."""
+
+    def validate(value: object) -> object:
+        if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
+            try:
+                return parse(value)
+            except InvalidInputError as error:
+                raise ValueError(str(error)) from error
+        return value
+
+    return BeforeValidator(validate)
+
+
+Bytes = Annotated[int, _quantity(parse_bytes)]
+BytesPerSecond = Annotated[float, _quantity(parse_bytes_per_s)]
+Seconds = Annotated[float, _quantity(parse_seconds)]
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.5g}")
+
+
+Estimated = Annotated[float, PlainSerializer(_rounded, return_type=float)]
+"""A float written with five significant digits: evidence, never an input of a computation."""
+
+
+class Record(BaseModel):
+    """Base of every value inside a document: frozen, strict, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    def canonical(self) -> str:
+        """The same text for equal values on every machine: sorted keys, no spaces."""
+        return canonical_json(self.model_dump(mode="json"))
+
+    def fingerprint(self) -> str:
+        """``sha256:`` and 32 hex digits over :meth:`canonical`."""
+        return digest(self.canonical())
+
+
+class Document(Record):
+    """A file with a ``kind`` and a ``format_version``; subclasses set both as fields."""
+
+    suffixes: ClassVar[tuple[str, ...]] = (".yaml", ".yml", ".json")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """The document in ``path`` (YAML or JSON by suffix).
+
+        Raises:
+            InvalidInputError: unreadable, not this kind of document, a newer major version, an
+                unknown or missing key, a value of the wrong type; the message names the field.
+        """
+        file = Path(path)
+        return cls.parse(read_text(file), name=str(file), is_json=file.suffix == ".json")
+
+    @classmethod
+    def parse(cls, text: str, *, name: str, is_json: bool = False) -> Self:
+        """The document in ``text``; ``name`` is used in messages.
+
+        Raises:
+            InvalidInputError: as for :meth:`load`.
+        """
+        data = _parse_json(text, name) if is_json else _parse_yaml(text, name)
+        if not isinstance(data, dict):
+            raise InvalidInputError(
+                f"{name} is not a {cls.__name__}: it holds no mapping at the top"
+            )
+        cls._check_header(data, name)
+        try:
+            # JSON mode keeps strictness for numbers while lists may become tuples.
+            return cls.model_validate_json(json.dumps(data))
+        except ValidationError as error:
+            raise InvalidInputError(describe(error, name)) from error
+        except (TypeError, ValueError) as error:
+            raise InvalidInputError(f"{name}: {error}") from error
+
+    @classmethod
+    def _check_header(cls, data: Mapping[str, object], name: str) -> None:
+        kind = cls.model_fields["kind"].default
+        if data.get("kind") != kind:
+            raise InvalidInputError(f"{name} is not a {kind}: its kind is {data.get('kind')!r}")
+        ours = str(cls.model_fields["format_version"].default)
+        theirs = data.get("format_version")
+        if not isinstance(theirs, str) or theirs.split(".")[0] != ours.split(".")[0]:
+            raise InvalidInputError(
+                f"{name} has format_version {theirs!r}; this apportion reads {ours!r} "
+                f"(major {ours.split('.')[0]}): write it again with the matching release"
+            )
+
+    def to_text(self, *, as_json: bool) -> str:
+        """The file's text: YAML with short records on one line, or indented JSON."""
+        data = self.model_dump(mode="json", exclude_none=True)
+        if as_json:
+            return json.dumps(data, indent=1, allow_nan=False) + "\n"
+        return yaml.dump(
+            data, Dumper=_YamlDumper, sort_keys=False, default_flow_style=None, width=100
+        )
+
+    def dump(self, path: str | os.PathLike[str]) -> None:
+        """Write to ``path`` atomically, in the form its suffix asks for.
+
+        Raises:
+            InvalidInputError: the path cannot be written.
+        """
+        file = Path(path)
+        write_atomically(file, self.to_text(as_json=file.suffix == ".json"))
+
+
+def canonical_json(data: object) -> str:
+    """One text for equal data: sorted keys, no spaces, ASCII."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest(text: str) -> str:
+    """``sha256:`` and the first 32 hex digits (128 bits) of the digest of ``text``."""
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def read_text(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        InvalidInputError: missing, a directory, not UTF-8, or not permitted.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise InvalidInputError(f"there is no file {path}") from error
+    except IsADirectoryError as error:
+        raise InvalidInputError(f"{path} is a directory; a file is needed here") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInputError(f"cannot read {path}: {error}") from error
+
+
+def require_writable(path: str | os.PathLike[str]) -> Path:
+    """``path``, after checking that a file can be put there; nothing is written.
+
+    Raises:
+        InvalidInputError: it is a directory, or its directory is missing or closed.
+    """
+    file = Path(path)
+    if file.is_dir():
+        raise InvalidInputError(f"{file} is a directory; give the name of a file to write")
+    parent = file.parent
+    if not parent.is_dir():
+        raise InvalidInputError(
+            f"cannot write {file}: there is no directory {parent}; create it first"
+        )
+    if not os.access(parent, os.W_OK):
+        raise InvalidInputError(f"cannot write {file}: directory {parent} is not writable")
+    return file
+
+
+def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Replace ``path`` by ``content`` in one step; readers see the old file or the new one.
+
+    Raises:
+        InvalidInputError: the path cannot be written; no partial file is left behind.
+    """
+    file = require_writable(path)
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+    except OSError as error:
+        raise InvalidInputError(f"cannot write {file}: {error}") from error
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        mode = file.stat().st_mode & 0o777 if file.exists() else 0o666 & ~_umask()
+        Path(temporary).chmod(mode)
+        Path(temporary).replace(file)
+    except BaseException as error:
+        Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise InvalidInputError(f"cannot write {file}: {error}") from error
+        raise
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def describe(error: ValidationError, name: str) -> str:
+    """What is wrong with a document, one line a field, at most eight lines."""
+    lines = []
+    for item in error.errors(include_url=False)[:8]:
+        where = ".".join(str(part) for part in item["loc"]) or "document"
+        got = item.get("input")
+        shown = f" (got {str(got)[:60]!r})" if isinstance(got, (str, int, float)) else ""
+        message = "unknown key" if item["type"] == "extra_forbidden" else item["msg"]
+        lines.append(f"  {where}: {message}{shown}")
+    more = error.error_count() - len(lines)
+    if more > 0:
+        lines.append(f"  and {more} more")
+    return f"{name} is not valid:\n" + "\n".join(lines)
+
+
+def _parse_json(text: str, name: str) -> object:
+    def refuse_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            repeated = sorted({k for k, _ in pairs if sum(k == other for other, _ in pairs) > 1})
+            raise InvalidInputError(f"{name}: key {repeated[0]!r} appears twice")
+        return found
+
+    try:
+        return json.loads(text, object_pairs_hook=refuse_duplicates)
+    except ApportionError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise InvalidInputError(f"{name} is not JSON, or it is cut short: {error}") from error
+
+
+class _YamlLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Plain data only: no tags, no timestamps, no duplicate keys."""
+
+
+_YamlLoader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _construct_mapping(loader: Any, node: yaml.MappingNode) -> dict[Hashable, object]:
+    found: dict[Hashable, object] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, str):
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key {key!r} is not text", key_node.start_mark
+            )
+        if key in found:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key {key!r} appears twice", key_node.start_mark
+            )
+        found[key] = loader.construct_object(value_node, deep=True)
+    return found
+
+
+_YamlLoader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
+
+
+class _YamlDumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
+    """Never writes aliases, so that a plan reads top to bottom."""
+
+    def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002  (signature is PyYAML's)
+        return True
+
+
+def _parse_yaml(text: str, name: str) -> object:
+    if len(text) > MAX_YAML_BYTES:
+        raise InvalidInputError(
+            f"{name} is {len(text)} bytes long; at most {MAX_YAML_BYTES} are read"
+        )
+    try:
+        # Aliases can blow a few lines up to gigabytes; no document of ours needs one.
+        if "*" in text and any(
+            isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_YamlLoader)
+        ):
+            raise InvalidInputError(
+                f"{name}: YAML aliases (*name) are not read; write the value out"
+            )
+        return yaml.load(text, Loader=_YamlLoader)
+    except ApportionError:
+        raise
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise InvalidInputError(f"{name} is not valid YAML, or it is cut short: {error}") from error

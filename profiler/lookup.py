@@ -1,0 +1,55 @@
+"""Time and memory of a layer at a batch size that was not measured.
+
+Between measured sizes: piecewise linear over a monotone envelope (more items never take less).
+Below the smallest: the smallest (a fixed cost is not extrapolated away). Above the largest: linear
+from the last two sizes, and the caller is told (``extrapolates``), because no figure backs it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+from profiler.profile import Measurement
+
+
+def time_s(rows: Sequence[Measurement], items: int) -> float:
+    """Seconds for ``items`` items; zero items take no time.
+
+    >>> from profiler.profile import Measurement as M
+    >>> def row(n: int, t: float) -> M: return M(items=n, median_s=t, spread=0, samples=3, peak_bytes=n)
+    >>> rows = [row(1, 1.0), row(4, 2.0)]
+    >>> time_s(rows, 1), time_s(rows, 2), time_s(rows, 7)
+    (1.0, 1.3333333333333333, 3.0)
+    """
+    return _interpolate([(row.items, row.median_s) for row in rows], items)
+
+
+def peak_bytes(rows: Sequence[Measurement], items: int) -> int:
+    """Bytes a layer allocates beyond its inputs and weights, for ``items`` items."""
+    return round(_interpolate([(row.items, float(row.peak_bytes)) for row in rows], items))
+
+
+def extrapolates(rows: Sequence[Measurement], items: int) -> bool:
+    """Whether ``items`` lies beyond what was measured."""
+    return items > rows[-1].items
+
+
+def _interpolate(points: Sequence[tuple[int, float]], items: int) -> float:
+    if items <= 0:
+        return 0.0
+    sizes = [size for size, _ in points]
+    values: list[float] = []
+    for _, value in points:
+        values.append(max(value, values[-1]) if values else value)
+    if items <= sizes[0]:
+        return values[0]
+    if items > sizes[-1]:
+        if len(sizes) == 1:
+            return values[0] * items / sizes[0]
+        slope = (values[-1] - values[-2]) / (sizes[-1] - sizes[-2])
+        return values[-1] + slope * (items - sizes[-1])
+    right = bisect_left(sizes, items)
+    left = right - 1
+    weight = (items - sizes[left]) / (sizes[right] - sizes[left])
+    return values[left] + weight * (values[right] - values[left])

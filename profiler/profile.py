@@ -1,0 +1,116 @@
+"""What was measured, on what, how surely: the Profile document.
+
+A profile holds the model graph, the cluster and, per kind of device, the times and memory of each
+distinct layer at several batch sizes. The planner needs nothing else.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from profiler.cluster import Cluster
+from profiler.documents import Document, Record
+from profiler.graph import ModelGraph
+
+PRELUDE = "(prelude)"
+"""Twin name under which the work that every stage repeats is measured."""
+
+
+class Measurement(Record):
+    """One distinct layer, one device, one batch size.
+
+    ``median_s`` over ``samples`` repeats; ``spread`` is (90th - 10th percentile) / median;
+    ``peak_bytes`` is the most memory the layer allocates beyond its inputs and weights,
+    its outputs included.
+    """
+
+    items: int = Field(ge=1)
+    median_s: float = Field(ge=0)
+    spread: float = Field(ge=0)
+    samples: int = Field(ge=1)
+    peak_bytes: int = Field(ge=0)
+
+
+class DeviceTimings(Record):
+    """The measurements of one device; ``measured_on`` names it, ``devices`` all it stands for.
+
+    ``layers`` maps a layer's ``twin`` (or ``(prelude)``) to measurements by ascending ``items``.
+    ``baseline_bytes`` is the resident memory of a rank before it holds any weight.
+    """
+
+    measured_on: str
+    devices: tuple[str, ...]
+    baseline_bytes: int = Field(default=0, ge=0)
+    layers: dict[str, tuple[Measurement, ...]]
+
+    @model_validator(mode="after")
+    def _ascending(self) -> DeviceTimings:
+        for twin, rows in self.layers.items():
+            sizes = [row.items for row in rows]
+            if not rows or sizes != sorted(set(sizes)):
+                raise ValueError(f"layer {twin!r}: batch sizes {sizes} are empty or not ascending")
+        return self
+
+
+class Conditions(Record):
+    """What the numbers depend on."""
+
+    torch: str
+    python: str
+    dtype: str
+    processor: str
+    load_average: float = Field(ge=0)
+    concurrent_ranks: int = Field(default=1, ge=1)
+    unstable: tuple[str, ...] = ()
+
+
+class Profile(Document):
+    """A model measured on a cluster."""
+
+    kind: Literal["Profile"] = "Profile"
+    format_version: str = "1.0"
+    model: ModelGraph
+    cluster: Cluster
+    batch_sizes: tuple[int, ...]
+    timings: tuple[DeviceTimings, ...]
+    conditions: Conditions
+
+    @model_validator(mode="after")
+    def _complete(self) -> Profile:
+        covered = [name for t in self.timings for name in t.devices]
+        if len(set(covered)) != len(covered):
+            raise ValueError(
+                f"device {next(n for n in covered if covered.count(n) > 1)!r} is timed twice"
+            )
+        unknown = sorted(set(covered) - set(self.cluster.device))
+        missing = sorted(set(self.cluster.device) - set(covered))
+        if unknown or missing:
+            raise ValueError(
+                f"profile and cluster disagree: not timed {missing}, not in the cluster {unknown}"
+            )
+        twins = {layer.twin for layer in self.model.layers}
+        for timings in self.timings:
+            lacking = sorted(twins - set(timings.layers))
+            if lacking:
+                layer = next(x for x in self.model.layers if x.twin == lacking[0])
+                raise ValueError(f"layer {layer.name!r} has no timing on {timings.measured_on}")
+        return self
+
+    @cached_property
+    def timings_of(self) -> dict[str, DeviceTimings]:
+        """Measurements by full device name."""
+        return {name: t for t in self.timings for name in t.devices}
+
+    @property
+    def error_fraction(self) -> float:
+        """How uncertain the whole is: half the time-weighted mean spread of the layers."""
+        weighted = total = 0.0
+        for timings in self.timings:
+            for rows in timings.layers.values():
+                for row in rows:
+                    weighted += row.spread * row.median_s
+                    total += row.median_s
+        return weighted / total / 2 if total else 0.0
