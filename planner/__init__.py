@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from planner.api import plan
-    from planner.plan import Plan
+    from planner.planfile import Plan
     from planner.request import PlanRequest
 
 __all__ = ["Plan", "PlanRequest", "plan"]
 
-_HOMES = {"Plan": "planner.plan", "PlanRequest": "planner.request", "plan": "planner.api"}
+_HOMES = {"Plan": "planner.planfile", "PlanRequest": "planner.request", "plan": "planner.api"}
 
 
 def __getattr__(name: str) -> Any:
@@ -22,9 +22,5 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         from importlib import import_module
 
-        module = import_module(_HOMES[name])
-        # `planner.plan` is both a module and the function; the function is the public name.
-        value = getattr(module, name)
-        globals()[name] = value
-        return value
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -63,7 +63,7 @@ class PlanRequest(Document):
     splits: tuple[Split, ...] = (Split.LAYERS, Split.BATCH)
     max_stages: int | None = Field(default=None, ge=1)
     reserve_bytes: Bytes | None = Field(default=None, ge=0)
-    max_bytes: dict[str, Bytes] = {}
+    max_bytes: dict[str, Bytes] = Field(default_factory=dict)
     pins: tuple[Pin, ...] = ()
     forbids: tuple[Forbid, ...] = ()
     keep_together: tuple[str, ...] = ()

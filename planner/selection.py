@@ -56,13 +56,18 @@ def _hint(selector: str, names: Sequence[str]) -> str:
     import difflib
 
     close = difflib.get_close_matches(selector, names, n=3, cutoff=0.5)
-    return f"close names: {', '.join(close)}" if close else f"the first layers are {', '.join(names[:3])}"
+    return (
+        f"close names: {', '.join(close)}"
+        if close
+        else f"the first layers are {', '.join(names[:3])}"
+    )
 
 
 def fold(chosen: Iterable[str], names: Sequence[str]) -> tuple[str, ...]:
     """The shortest selectors for ``chosen`` among all layer ``names``, in their order.
 
-    >>> fold(["h.0", "h.1.attn", "h.1.mlp", "head"], ["emb", "h.0", "h.1.attn", "h.1.mlp", "h.2", "head"])
+    >>> names = ["emb", "h.0", "h.1.attn", "h.1.mlp", "h.2", "head"]
+    >>> fold(["h.0", "h.1.attn", "h.1.mlp", "head"], names)
     ('h.0..1', 'head')
     """
     wanted = set(chosen)

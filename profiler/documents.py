@@ -64,7 +64,7 @@ class Record(BaseModel):
         """The same text for equal values on every machine: sorted keys, no spaces."""
         return canonical_json(self.model_dump(mode="json"))
 
-    def fingerprint(self) -> str:
+    def content_digest(self) -> str:
         """``sha256:`` and 32 hex digits over :meth:`canonical`."""
         return digest(self.canonical())
 

@@ -101,8 +101,9 @@ class Layer(Record):
 class ModelGraph(Record):
     """Layers in a topological order, with the tensors and weights they touch.
 
-    ``symbols`` holds the example value of each symbol (``batch`` first). ``static_batch`` is set
-    when the model was captured for exactly that many items.
+    ``fingerprint`` is a digest of the captured operators, shapes and weight names (not of weight
+    values). ``symbols`` holds the example value of each symbol (``batch`` first). ``static_batch``
+    is set when the model was captured for exactly that many items.
     """
 
     name: str
@@ -110,7 +111,7 @@ class ModelGraph(Record):
     ref: str
     captured_by: str
     dtype: str
-    fingerprint_: str = Field(alias="fingerprint", serialization_alias="fingerprint")
+    fingerprint: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     symbols: dict[str, int]
@@ -160,11 +161,6 @@ class ModelGraph(Record):
         for name in (*self.inputs, *self.outputs):
             if name not in known:
                 yield f"input or output {name!r} is not a tensor of the graph"
-
-    @property
-    def graph_fingerprint(self) -> str:
-        """Digest of the captured operators, shapes and weight names (not of weight values)."""
-        return self.fingerprint_
 
     @cached_property
     def layer_index(self) -> dict[str, int]:

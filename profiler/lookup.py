@@ -17,8 +17,8 @@ def time_s(rows: Sequence[Measurement], items: int) -> float:
     """Seconds for ``items`` items; zero items take no time.
 
     >>> from profiler.profile import Measurement as M
-    >>> def row(n: int, t: float) -> M: return M(items=n, median_s=t, spread=0, samples=3, peak_bytes=n)
-    >>> rows = [row(1, 1.0), row(4, 2.0)]
+    >>> fixed = {"spread": 0, "samples": 3, "peak_bytes": 8}
+    >>> rows = [M(items=1, median_s=1.0, **fixed), M(items=4, median_s=2.0, **fixed)]
     >>> time_s(rows, 1), time_s(rows, 2), time_s(rows, 7)
     (1.0, 1.3333333333333333, 3.0)
     """

@@ -1,0 +1,34 @@
+"""Models, machines and measurements: what the planner decides on.
+
+Documents load without torch; capture and measuring load it on first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from profiler.cluster import Cluster
+    from profiler.graph import ModelGraph
+    from profiler.profile import Profile
+    from profiler.session import profile_model
+    from profiler.sources import Example
+
+__all__ = ["Cluster", "Example", "ModelGraph", "Profile", "profile_model"]
+
+_HOMES = {
+    "Cluster": "profiler.cluster",
+    "Example": "profiler.sources",
+    "ModelGraph": "profiler.graph",
+    "Profile": "profiler.profile",
+    "profile_model": "profiler.session",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded on first use (PEP 562), so that reading documents never imports torch.
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
