@@ -39,7 +39,7 @@ class Tensor(Record):
     """
 
     name: str
-    producer: str | None
+    producer: str | None = None
     shape: tuple[Size, ...]
     dtype: str
     batch_dim: int | None = None

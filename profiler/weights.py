@@ -1,0 +1,190 @@
+"""Weights by name, without ever holding more of a file than the tensor being copied.
+
+A checkpoint does not always store a parameter as the model holds it: names differ, experts are
+stored one by one. A *recipe* says how to fill a parameter from stored tensors; it is JSON, so it
+travels to ranks, and it is carried out into a tensor allocated once, through views, in bounded
+chunks. (A mapped file counts as resident memory while it is open: keeping it open would make a
+rank look, and under a memory limit be, twice as large as its weights.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from profiler.errors import InvalidInputError
+
+CHUNK_BYTES = 32 * 2**20
+"""How much of a file is mapped before it is closed and opened again."""
+
+Recipe = dict[str, Any]
+"""``{"file", "key"}``, or ``{"op": "stack" | "concat" | "transpose" | "chunk", "parts": [...]}``
+with ``dim`` (``dims`` for transpose; ``chunks`` and ``index`` for chunk)."""
+
+
+class WeightSource(Protocol):
+    """Where the values of a model's weights are."""
+
+    def has(self, name: str) -> bool:
+        """Whether a weight of this qualified name is stored."""
+
+    def fill(self, name: str, target: torch.Tensor) -> None:
+        """Copy the weight into ``target``, converting its dtype and device if need be.
+
+        Raises:
+            InvalidInputError: not stored, or of another shape.
+        """
+
+    def recipes(self, names: Iterable[str], *, directory: Path) -> dict[str, Recipe]:
+        """How any process on this machine can fill these weights.
+
+        Values that live only in this process's memory are written below ``directory``.
+        """
+
+
+@dataclass(frozen=True)
+class MemoryWeights:
+    """Weights that this process holds."""
+
+    tensors: Mapping[str, torch.Tensor]
+
+    def has(self, name: str) -> bool:
+        """Whether the module has such a parameter or buffer."""
+        return name in self.tensors
+
+    def fill(self, name: str, target: torch.Tensor) -> None:
+        """Copy from memory."""
+        if name not in self.tensors:
+            raise InvalidInputError(f"the model holds no weight {name!r}")
+        _copy(self.tensors[name].detach(), target, name)
+
+    def recipes(self, names: Iterable[str], *, directory: Path) -> dict[str, Recipe]:
+        """Write the named weights to one file below ``directory``."""
+        file = directory / "weights.safetensors"
+        wanted = {}
+        for name in names:
+            if name not in self.tensors:
+                raise InvalidInputError(f"the model holds no weight {name!r}")
+            # A copy of its own: safetensors refuses views that share memory.
+            wanted[name] = self.tensors[name].detach().cpu().clone().contiguous()
+        save_file(wanted, file)
+        return {name: {"file": str(file), "key": name} for name in wanted}
+
+
+@dataclass(frozen=True)
+class SafetensorsWeights:
+    """Weights in safetensors files, by recipe."""
+
+    stored: Mapping[str, Recipe]
+
+    def has(self, name: str) -> bool:
+        """Whether the checkpoint has what the weight is made of."""
+        return name in self.stored
+
+    def fill(self, name: str, target: torch.Tensor) -> None:
+        """Copy from the files."""
+        if name not in self.stored:
+            raise InvalidInputError(f"the checkpoint has no weight {name!r}")
+        fill(target, self.stored[name], name=name)
+
+    def recipes(self, names: Iterable[str], *, directory: Path) -> dict[str, Recipe]:  # noqa: ARG002
+        """The recipes themselves: the files are there for every process."""
+        missing = [name for name in names if name not in self.stored]
+        if missing:
+            raise InvalidInputError(f"the checkpoint has no weight {missing[0]!r}")
+        return {name: self.stored[name] for name in names}
+
+
+def fill(target: torch.Tensor, recipe: Recipe, *, name: str) -> None:
+    """Carry out a recipe into ``target`` (any device; a view is fine).
+
+    Raises:
+        InvalidInputError: a stored tensor is missing, damaged or of another shape.
+    """
+    parts = recipe.get("parts", ())
+    match recipe.get("op"):
+        case None:
+            _fill_stored(target, Path(recipe["file"]), recipe["key"], name)
+        case "stack":
+            for index, part in enumerate(parts):
+                fill(target.select(recipe["dim"], index), part, name=name)
+        case "concat":
+            start, dim = 0, recipe["dim"]
+            for part in parts:
+                length = target.shape[dim] // len(parts)
+                fill(target.narrow(dim, start, length), part, name=name)
+                start += length
+        case "transpose":
+            fill(target.transpose(*recipe["dims"]), parts[0], name=name)
+        case "chunk":
+            shape = list(target.shape)
+            shape[recipe["dim"]] *= recipe["chunks"]
+            whole = torch.empty(shape, dtype=target.dtype)
+            fill(whole, parts[0], name=name)
+            target.copy_(whole.chunk(recipe["chunks"], dim=recipe["dim"])[recipe["index"]])
+        case other:
+            raise InvalidInputError(f"weight {name}: unknown recipe step {other!r}")
+
+
+def _fill_stored(target: torch.Tensor, file: Path, key: str, name: str) -> None:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            shape = list(opened.get_slice(key).get_shape())
+        if shape != list(target.shape):
+            raise InvalidInputError(
+                f"weight {name}: {file.name} holds {key!r} of shape {shape}, the model needs "
+                f"{list(target.shape)}"
+            )
+        if not shape or target.numel() * target.element_size() <= CHUNK_BYTES:
+            with safe_open(file, framework="pt") as opened:
+                target.copy_(opened.get_tensor(key))
+            return
+        row_bytes = max(1, target.numel() * target.element_size() // shape[0])
+        rows = max(1, CHUNK_BYTES // row_bytes)
+        for start in range(0, shape[0], rows):
+            stop = min(shape[0], start + rows)
+            with safe_open(file, framework="pt") as opened:
+                target[start:stop].copy_(opened.get_slice(key)[start:stop])
+    except (SafetensorError, OSError) as error:
+        raise InvalidInputError(
+            f"weight {name}: cannot read {key!r} from {file}: {error}"
+        ) from error
+
+
+def _copy(source: torch.Tensor, target: torch.Tensor, name: str) -> None:
+    if source.shape != target.shape:
+        raise InvalidInputError(
+            f"weight {name} has shape {list(source.shape)}, the model needs {list(target.shape)}"
+        )
+    with torch.no_grad():
+        target.copy_(source)
+
+
+def stored_keys(directory: Path) -> dict[str, Path]:
+    """Which file of a checkpoint directory holds each stored tensor.
+
+    Raises:
+        InvalidInputError: no safetensors file, or a damaged one.
+    """
+    files = sorted(directory.glob("*.safetensors"))
+    if not files:
+        raise InvalidInputError(
+            f"{directory} has no *.safetensors file; save the model with save_pretrained"
+        )
+    found: dict[str, Path] = {}
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as opened:
+                for key in opened.keys():  # noqa: SIM118  (not a mapping)
+                    found[key] = file.resolve()
+        except (SafetensorError, OSError) as error:
+            raise InvalidInputError(
+                f"{file} is not a safetensors file, or it is cut short: {error}"
+            ) from error
+    return found
