@@ -17,6 +17,7 @@ from profiler.errors import InvalidInputError
 _RANGE = re.compile(r"(?P<head>.*?)(?P<first>[0-9]+)\.\.(?P<last>[0-9]+)")
 _NUMBERED = re.compile(r"(?P<head>.*?)(?P<number>0|[1-9][0-9]{0,8})")
 _EXACT = "="
+_MAX_LENGTH = 1000  # of a prefix; an exact name may be longer
 
 
 def expand(selectors: Iterable[str], names: Sequence[str]) -> tuple[str, ...]:
@@ -57,6 +58,8 @@ class LayerIndex:
     def _found(self, selector: str) -> list[int]:
         if selector.startswith(_EXACT):
             found = [self._exact[selector[1:]]] if selector[1:] in self._exact else []
+        elif len(selector) > _MAX_LENGTH:
+            found = []
         elif match := _RANGE.fullmatch(selector):
             found = self._in_range(selector, match)
         else:
@@ -112,7 +115,9 @@ def fold(chosen: Iterable[str], names: Sequence[str]) -> tuple[str, ...]:
 
 def _is_plain(prefix: str) -> bool:
     """Whether ``prefix`` written as a selector means that prefix and nothing else."""
-    return bool(prefix) and not prefix.startswith(_EXACT) and not _RANGE.fullmatch(prefix)
+    if not 0 < len(prefix) <= _MAX_LENGTH or prefix.startswith(_EXACT):
+        return False
+    return not _RANGE.fullmatch(prefix)
 
 
 def _join_runs(selectors: Sequence[str]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from profiler.errors import InvalidInputError
 
 PART = st.sampled_from(["h", "0", "1", "2", "3", "10", "11", "01", "attn", "h1", "x9", ""])
 NAME = st.lists(PART, min_size=1, max_size=4).map(".".join)
-ODD = st.text(alphabet="ab=.0123\u00b2 ", min_size=1, max_size=8)
+ODD = st.text(alphabet="ab=.0123\u00b2\n ", min_size=1, max_size=8)
 NAMES = st.lists(st.one_of(NAME, ODD), min_size=1, max_size=30, unique=True)
 
 
@@ -56,6 +56,7 @@ def test_repeats_stay_repeated() -> None:
         ("h.0..99999999999999999999", "beyond nine digits"),
         ("=h", "no layer is called '=h'"),
         ("", "no layer is called ''"),
+        ("1" * 100_000, "no layer is called '111"),
     ],
 )
 def test_a_selector_that_names_nothing_is_refused(selector: str, message: str) -> None:
