@@ -80,27 +80,26 @@ def symbols_of(size: Size) -> frozenset[str]:
     )
 
 
-def rows_per_item(size: Size) -> int | None:
+def rows_per_item(size: Size, symbols: Mapping[str, int] | None = None) -> int | None:
     """``k`` when ``size`` is ``k * batch``, that is when items are equal runs of ``k`` rows.
+
+    Symbols other than ``batch`` take the values given.
 
     >>> rows_per_item("batch"), rows_per_item("24*batch"), rows_per_item("batch + 1")
     (1, 24, None)
+    >>> rows_per_item("batch*length", {"length": 7})
+    7
     """
-    if isinstance(size, int) or symbols_of(size) != {BATCH}:
+    if isinstance(size, int) or BATCH not in symbols_of(size):
         return None
-    factor = evaluate(size, {BATCH: 1}) if _whole_at(size, 1) else 0
-    probes = (2, 3, 5, 7, 64)
-    if factor < 1 or any(evaluate(size, {BATCH: n}) != factor * n for n in probes):
-        return None
-    return factor
-
-
-def _whole_at(size: Size, items: int) -> bool:
     try:
-        evaluate(size, {BATCH: items})
+        factor, *others = (
+            evaluate(size, {**(symbols or {}), BATCH: n}) for n in (1, 2, 3, 5, 7, 64)
+        )
     except InvalidInputError:
-        return False
-    return True
+        return None
+    linear = all(value == factor * n for value, n in zip(others, (2, 3, 5, 7, 64), strict=True))
+    return factor if linear and factor >= 1 else None
 
 
 @lru_cache(maxsize=4096)

@@ -49,14 +49,14 @@ class Tensor(Record):
         """Bytes at the given symbol values; ``batch`` counts items."""
         return prod(evaluate(s, symbols) for s in self.shape) * DTYPE_BYTES[self.dtype]
 
-    @property
-    def rows_per_item(self) -> int:
+    def rows_per_item(self, symbols: Mapping[str, int]) -> int:
         """Rows of ``batch_dim`` that one item takes.
 
         Raises:
             InvalidInputError: the tensor has no batch dim.
         """
-        rows = None if self.batch_dim is None else rows_per_item(self.shape[self.batch_dim])
+        dim = self.batch_dim
+        rows = None if dim is None else rows_per_item(self.shape[dim], symbols)
         if rows is None:
             raise InvalidInputError(f"tensor {self.name} cannot be cut into items")
         return rows

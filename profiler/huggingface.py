@@ -260,10 +260,13 @@ def _example_for(model: nn.Module, config: Any) -> Example:
         return torch.randint(0, high, (EXAMPLE_BATCH, num), generator=generator)
 
     kwargs: dict[str, Any] = {}
+    lengths: dict[str, dict[int, str]] = {}
     if main == "input_ids" or (hasattr(config, "text_config") and "input_ids" in accepts):
         kwargs["input_ids"] = ids(length)
+        lengths["input_ids"] = {1: "length"}
         if "attention_mask" in accepts:
             kwargs["attention_mask"] = torch.ones(EXAMPLE_BATCH, length, dtype=torch.long)
+            lengths["attention_mask"] = {1: "length"}
     if main == "pixel_values" or (hasattr(config, "vision_config") and "pixel_values" in accepts):
         size = getattr(vision, "image_size", 224)
         height, width = size if isinstance(size, (list, tuple)) else (size, size)
@@ -277,12 +280,13 @@ def _example_for(model: nn.Module, config: Any) -> Example:
         kwargs["input_features"] = torch.randn(EXAMPLE_BATCH, bins, frames, generator=generator)
     if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in accepts:
         kwargs["decoder_input_ids"] = ids(max(1, length // 2))
+        lengths["decoder_input_ids"] = {1: "decoder_length"}
     if not kwargs:
         raise UnsupportedModelError(
             f"no example inputs are known for {type(model).__name__}, whose main input is "
             f"{main!r}; wrap it in a factory that returns (module, example inputs)"
         )
-    return Example(kwargs=kwargs)
+    return Example(kwargs=kwargs, dynamic_dims=lengths)
 
 
 def _without_cache(model: nn.Module, example: Example) -> Example:

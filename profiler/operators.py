@@ -6,6 +6,7 @@ read from elsewhere can call nothing else.
 
 from __future__ import annotations
 
+import builtins
 import importlib
 import math
 import operator
@@ -17,22 +18,17 @@ import torch
 from profiler.errors import UnsupportedModelError
 
 _NUMBER_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    **{
-        f"operator.{name}": getattr(operator, name)
-        for name in (
-            "getitem add sub mul floordiv truediv mod pow neg pos abs eq ne lt le gt ge and_ or_ "
-            "not_ xor lshift rshift index"
-        ).split()
-    },
-    **{f"math.{name}": getattr(math, name) for name in "ceil floor trunc sqrt".split()},
-    **{
-        f"torch.{name}": getattr(torch, name)
-        for name in "sym_max sym_min sym_ite sym_float sym_int sym_not sym_sqrt".split()
-        if hasattr(torch, name)
-    },
-    "builtins.round": round,
-    "builtins.max": max,
-    "builtins.min": min,
+    f"{module.__name__.lstrip('_')}.{name}": getattr(module, name)
+    for module, names in (
+        (
+            operator,
+            "getitem add sub mul floordiv truediv mod pow neg pos abs eq ne lt le gt ge and_ or_ not_",
+        ),
+        (math, "ceil floor trunc sqrt"),
+        (torch, "sym_max sym_min sym_ite sym_float sym_int sym_not"),
+        (builtins, "round max min"),
+    )
+    for name in names.split(" ")
 }
 _NAME_OF = {function: name for name, function in _NUMBER_FUNCTIONS.items()}
 

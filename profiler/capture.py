@@ -1,0 +1,246 @@
+"""Capture: from a model to its program, its layers and its :class:`ModelGraph`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from profiler.cut import Cutter
+from profiler.documents import canonical_json, digest
+from profiler.encode import Encoded, encode
+from profiler.export import Traced, trace
+from profiler.expressions import BATCH, rows_per_item, symbols_of
+from profiler.graph import Layer, ModelGraph, Tensor, Weight
+from profiler.layers import Group, Layering, find_layers
+from profiler.program import Node, StageProgram, rename
+from profiler.sources import LoadedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captured:
+    """A model as data, and what is needed to call it.
+
+    ``graph`` takes every layer for itemwise until measuring has told (``profiler.itemwise``).
+    ``stored_as`` gives the name under which each weight's value is stored.
+    """
+
+    source: LoadedModel
+    traced: Traced
+    encoded: Encoded
+    layering: Layering
+    cutter: Cutter
+    graph: ModelGraph
+    stored_as: Mapping[str, str]
+
+    @property
+    def constants(self) -> Mapping[str, torch.Tensor]:
+        """Values of weights that are not part of the saved state."""
+        return self.encoded.constants
+
+    def flatten_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+        """The leaves of a call's arguments, in the program's order."""
+        return list(pytree.tree_flatten((tuple(args), dict(kwargs)))[0])
+
+    def unflatten_outputs(self, leaves: list[Any]) -> Any:
+        """The model's own answer structure around leaves: a tuple, dict or dataclass."""
+        spec = self.traced.exported.call_spec.out_spec
+        return pytree.tree_unflatten(leaves, spec) if spec is not None else tuple(leaves)
+
+
+def capture(model: LoadedModel) -> Captured:
+    """Trace a model, write it as data, and find its layers.
+
+    Raises:
+        InvalidInputError: the example does not fit the model.
+        UnsupportedModelError: it cannot be traced or written as data.
+    """
+    traced = trace(model)
+    encoded = encode(traced, name=model.name)
+    layering = find_layers(encoded)
+    cutter = Cutter(encoded.program, layering)
+    stored_as = _stored_as(model, encoded)
+    graph = _graph(model, traced, encoded, layering, cutter, stored_as)
+    return Captured(
+        source=model,
+        traced=traced,
+        encoded=encoded,
+        layering=layering,
+        cutter=cutter,
+        graph=graph,
+        stored_as=stored_as,
+    )
+
+
+def _stored_as(model: LoadedModel, encoded: Encoded) -> dict[str, str]:
+    """The canonical name of each weight: tied weights share one."""
+    if model.aliases:
+        return {
+            port.weight: model.aliases.get(port.weight, port.weight)
+            for port in encoded.program.weights
+        }
+    state = model.exported.state_dict if model.exported is not None else {}
+    if model.module is not None:
+        state = model.module.state_dict(keep_vars=True)
+    first: dict[tuple[Any, ...], str] = {}
+    names = {}
+    for port in encoded.program.weights:
+        tensor = state.get(port.weight)
+        if tensor is None or port.constant:
+            names[port.weight] = port.weight
+            continue
+        key = (
+            tensor.untyped_storage().data_ptr() or id(tensor),
+            tensor.storage_offset(),
+            tuple(tensor.shape),
+            tuple(tensor.stride()),
+        )
+        names[port.weight] = first.setdefault(key, port.weight)
+    return names
+
+
+def _graph(
+    model: LoadedModel,
+    traced: Traced,
+    encoded: Encoded,
+    layering: Layering,
+    cutter: Cutter,
+    stored_as: Mapping[str, str],
+) -> ModelGraph:
+    program = encoded.program
+    symbols = _symbol_values(traced)
+    dependent = _depends_on_items(cutter)
+    tensors = [_tensor(port.name, None, cutter, symbols, dependent) for port in program.inputs]
+    layers = []
+    for group in layering.groups:
+        written = cutter.leaving([group.name])
+        tensors += [_tensor(name, group.name, cutter, symbols, dependent) for name in written]
+        part = cutter.part([group.name])
+        own = {r for n in group.nodes for r in cutter.references[n]}
+        held = dict.fromkeys(
+            stored_as[cutter.weights[name].weight] for name in cutter.weights if name in own
+        )
+        layers.append(
+            Layer(
+                name=group.name,
+                module_type=group.module_type,
+                modules=group.modules or (group.name,),
+                twin=_twin(group, cutter, program.fingerprint()),
+                reads=part.inputs,
+                writes=written,
+                weights=tuple(held),
+                flops_per_item=float(f"{group.flops:.6g}"),
+                uses_prelude=cutter.uses_prelude(group),
+            )
+        )
+    dtypes = [port.dtype for port in program.weights if "float" in port.dtype]
+    return ModelGraph(
+        name=model.name,
+        source=model.kind,
+        ref=model.ref,
+        captured_by=traced.level,
+        dtype=max(set(dtypes), key=dtypes.count) if dtypes else "float32",
+        fingerprint=program.fingerprint(),
+        inputs=tuple(port.name for port in program.inputs),
+        outputs=tuple(dict.fromkeys(cutter.final)),
+        symbols=symbols,
+        static_batch=traced.static_batch,
+        layers=tuple(layers),
+        tensors=tuple(tensors),
+        weights=tuple(_weights(cutter, stored_as, layering.state)),
+        notes=traced.notes,
+    )
+
+
+def _symbol_values(traced: Traced) -> dict[str, int]:
+    values = {BATCH: traced.static_batch or 1}
+    for (name, dim), symbol in traced.dim_names.items():
+        values[symbol] = traced.tensors[name].shape[dim]
+    return values
+
+
+def _depends_on_items(cutter: Cutter) -> set[str]:
+    """Values computed from inputs that hold items."""
+    found = {p.name for p in cutter.program.inputs if p.batch_dim is not None}
+    for name, read in cutter.references.items():
+        if name not in cutter.sizes and any(ref in found for ref in read):
+            found.add(name)
+    return found
+
+
+def _tensor(
+    name: str, producer: str | None, cutter: Cutter, symbols: Mapping[str, int], dependent: set[str]
+) -> Tensor:
+    spec = cutter.spec(name)
+    port = cutter.inputs.get(name)
+    batched = [d for d, size in enumerate(spec.shape) if BATCH in symbols_of(size)]
+    if port is not None:
+        dim = port.batch_dim
+    else:
+        # One dim that is a whole number of rows per item can be cut; two (a square of items)
+        # or a size such as batch + 1 cannot.
+        dim = (
+            batched[0]
+            if len(batched) == 1 and rows_per_item(spec.shape[batched[0]], symbols) is not None
+            else None
+        )
+    return Tensor(
+        name=name,
+        producer=producer,
+        shape=spec.shape,
+        dtype=spec.dtype,
+        batch_dim=dim,
+        per_batch=dim is None and (name in dependent or bool(batched)),
+    )
+
+
+def _weights(
+    cutter: Cutter, stored_as: Mapping[str, str], state: frozenset[str]
+) -> Iterable[Weight]:
+    groups: dict[str, list[str]] = {}
+    sizes: dict[str, int] = {}
+    for port in cutter.program.weights:
+        name = stored_as[port.weight]
+        groups.setdefault(name, []).append(port.weight)
+        sizes[name] = port.num_bytes
+    changed = {stored_as.get(name, name) for name in state}
+    for name, names in groups.items():
+        tied = tuple(n for n in dict.fromkeys(names) if n != name)
+        yield Weight(name=name, num_bytes=sizes[name], tied=tied, state=name in changed)
+
+
+def _twin(group: Group, cutter: Cutter, salt: str) -> str:
+    """Digest of what decides a layer's cost: operators, shapes, dtypes; not names or values.
+
+    Control-flow operators are not looked into: such a layer is no one's twin.
+    """
+    part: StageProgram = cutter.part([group.name], prelude=False)
+    number: dict[str, str] = {}
+    outside: list[Any] = []
+    for name in part.inputs:
+        number[name] = f"in{len(number)}"
+        spec = cutter.spec(name)
+        outside.append([list(spec.shape), spec.dtype])
+    for name, size in part.sizes:
+        number[name] = f"size{len(number)}"
+        outside.append(size)
+    for port in part.weights:
+        number[port.name] = f"weight{len(number)}"
+        outside.append([list(port.shape), port.dtype])
+    for node in part.nodes:
+        number[node.name] = f"node{len(number)}"
+    body = [_anonymous(node, number) for node in part.nodes]
+    data = [outside, body, [number[name] for name in part.outputs]]
+    if part.graphs:
+        data.append([salt, group.name])
+    return re.sub("^sha256:", "", digest(canonical_json(data)))[:12]
+
+
+def _anonymous(node: Node, number: Mapping[str, str]) -> list[Any]:
+    args = rename(list(node.args), number.__getitem__)
+    kwargs = {k: rename(v, number.__getitem__) for k, v in node.kwargs.items()}
+    return [number[node.name], node.op, args, kwargs]

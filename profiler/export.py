@@ -1,0 +1,322 @@
+"""Tracing: a loaded model through ``torch.export``, with the batch (and named lengths) dynamic.
+
+Attempts run from the most to the least general and the first that succeeds is used; what failed
+before is kept as notes, so that a reader knows what was captured and why. When all fail, the error
+names the operator or line that stood in the way and lists what was tried.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
+
+from profiler.errors import InvalidInputError, UnsupportedModelError
+from profiler.expressions import BATCH
+from profiler.sources import Example, LoadedModel
+
+
+@dataclass(frozen=True)
+class Traced:
+    """An exported program and what its inputs mean.
+
+    ``tensors`` are the example's tensor inputs by name, in the program's order (at least two items
+    long); ``batch_dims`` gives each one's batch dim or None; ``dim_names`` names the dynamic dims
+    as ``{(input, dim): symbol}``. ``static_batch`` is the only batch size it takes, if so.
+    """
+
+    exported: ExportedProgram
+    tensors: dict[str, torch.Tensor]
+    batch_dims: dict[str, int | None]
+    dim_names: dict[tuple[str, int], str]
+    static_batch: int | None
+    level: str
+    notes: tuple[str, ...]
+
+
+def trace(model: LoadedModel) -> Traced:
+    """Export ``model``.
+
+    Raises:
+        InvalidInputError: the example cannot be an input of the model.
+        UnsupportedModelError: no attempt succeeded.
+    """
+    if model.exported is not None:
+        return _from_exported(model)
+    assert model.module is not None
+    flat = _named_leaves(model.module, model.example)
+    tensors = {name: leaf for name, leaf in flat.items() if isinstance(leaf, torch.Tensor)}
+    if not tensors:
+        raise InvalidInputError("the example inputs hold no tensor")
+    batch_dims = _batch_dims(tensors, model.example)
+    batch = _batch_size(tensors, batch_dims)
+    if batch == 1:
+        tensors = {
+            name: t if batch_dims[name] is None else torch.cat([t, t], dim=batch_dims[name])
+            for name, t in tensors.items()
+        }
+    dim_names = {(n, d): BATCH for n, d in batch_dims.items() if d is not None}
+    for name, dims in model.example.dynamic_dims.items():
+        if name not in tensors:
+            raise InvalidInputError(f"dynamic_dims names {name!r}; the inputs are {list(tensors)}")
+        dim_names.update({(name, dim): symbol for dim, symbol in dims.items()})
+    failures: list[str] = []
+    only_batch = {key: symbol for key, symbol in dim_names.items() if symbol == BATCH}
+    lengths = [("torch.export, dynamic batch and lengths", False, Dim.DYNAMIC, dim_names)]
+    for level, strict, mark, marked in (
+        *(lengths if only_batch != dim_names else []),
+        ("torch.export, dynamic batch", False, Dim.DYNAMIC, only_batch),
+        ("torch.export, inferred dims", False, Dim.AUTO, dim_names),
+        ("torch.export strict, dynamic batch", True, Dim.DYNAMIC, only_batch),
+        ("torch.export, fixed batch", False, None, {}),
+    ):
+        try:
+            exported = _export(model, tensors, marked, mark, strict=strict)
+        except Exception as error:  # torch.export raises many unrelated types
+            failures.append(f"{level}: {_reason(error)}")
+            continue
+        dynamic = _dynamic_dims(exported, tensors)
+        if mark is Dim.AUTO and not any(key in dynamic for key in marked):
+            failures.append(f"{level}: the model fixes the batch size")
+            continue
+        kept = {key: symbol for key, symbol in marked.items() if key in dynamic}
+        has_batch = BATCH in kept.values()
+        return Traced(
+            exported=exported,
+            tensors=tensors,
+            batch_dims={
+                n: d if d is not None and (n, d) in kept else None for n, d in batch_dims.items()
+            },
+            dim_names=kept,
+            static_batch=None if has_batch else max(batch, 2) if batch == 1 else batch,
+            level=level,
+            notes=tuple(failures),
+        )
+    tried = "\n".join(f"  {i}. {text}" for i, text in enumerate(failures, start=1))
+    raise UnsupportedModelError(f"{model.name} cannot be captured; tried\n{tried}")
+
+
+def _named_leaves(module: torch.nn.Module, example: Example) -> dict[str, Any]:
+    """The leaves of the example by the names that torch.export will give them.
+
+    Raises:
+        InvalidInputError: the example does not fit ``forward``'s signature.
+    """
+    import inspect
+
+    try:
+        bound = inspect.signature(module.forward).bind(*example.args, **example.kwargs)
+    except TypeError as error:
+        raise InvalidInputError(
+            f"the example inputs do not fit {type(module).__name__}.forward: {error}"
+        ) from error
+    leaves: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        parameter = bound.signature.parameters[name]
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            for key, inner in value.items():
+                leaves.update(_leaves_of(key, inner))
+        else:
+            leaves.update(_leaves_of(name, value))
+    return leaves
+
+
+def _leaves_of(name: str, value: Any) -> dict[str, Any]:
+    """Leaf names as torch.export makes them: path parts joined by underscores."""
+    found = {}
+    for path, leaf in pytree.tree_flatten_with_path(value)[0]:
+        parts = [re.sub(r"[^a-zA-Z0-9_]+", "_", str(_key(part))) for part in path]
+        found["_".join([name, *parts])] = leaf
+    return found
+
+
+def _key(part: Any) -> Any:
+    for attribute in ("key", "idx", "name"):
+        if hasattr(part, attribute):
+            return getattr(part, attribute)
+    return part
+
+
+def _batch_dims(tensors: dict[str, torch.Tensor], example: Example) -> dict[str, int | None]:
+    unknown = sorted(set(example.batch_dims) - set(tensors))
+    if unknown:
+        raise InvalidInputError(f"batch_dims names {unknown[0]!r}; the inputs are {list(tensors)}")
+    chosen: dict[str, int | None] = {}
+    sizes = [
+        tensors[name].shape[dim] for name, dim in example.batch_dims.items() if dim is not None
+    ]
+    first = next((t.shape[0] for t in tensors.values() if t.ndim), 1)
+    size = sizes[0] if sizes else first
+    for name, tensor in tensors.items():
+        if name in example.batch_dims:
+            chosen[name] = example.batch_dims[name]
+        else:
+            chosen[name] = 0 if tensor.ndim and tensor.shape[0] == size else None
+    return chosen
+
+
+def _batch_size(tensors: dict[str, torch.Tensor], batch_dims: dict[str, int | None]) -> int:
+    sizes = {name: tensors[name].shape[dim] for name, dim in batch_dims.items() if dim is not None}
+    if len(set(sizes.values())) > 1:
+        raise InvalidInputError(f"the example inputs disagree on the number of items: {sizes}")
+    size = next(iter(sizes.values()), 1)
+    if size == 0:
+        raise InvalidInputError("the example inputs hold no item: the batch is empty")
+    return size
+
+
+def _export(
+    model: LoadedModel,
+    tensors: dict[str, torch.Tensor],
+    marked: dict[tuple[str, int], str],
+    mark: Any,
+    *,
+    strict: bool,
+) -> ExportedProgram:
+    assert model.module is not None
+    fake = next((p.fake_mode for p in model.module.parameters() if hasattr(p, "fake_mode")), None)
+
+    def shape_of(name: str) -> dict[int, Any] | None:
+        dims = {dim: mark for (owner, dim) in marked if owner == name}
+        return dims or None
+
+    def rebuild(value: Any, prefix: str, leaf: Callable[[str], Any]) -> Any:
+        names = list(_leaves_of(prefix, value))
+        spec = pytree.tree_structure(value)
+        return pytree.tree_unflatten([leaf(name) for name in names], spec)
+
+    def tensor_of(name: str, original: Any) -> Any:
+        if name not in tensors:
+            return original
+        found = tensors[name]
+        return fake.from_tensor(found, static_shapes=True) if fake is not None else found
+
+    bound = _bind(model)
+    args, shapes = [], []
+    for name, value in bound[0]:
+        flat = _leaves_of(name, value)
+        args.append(rebuild(value, name, lambda n, f=flat: tensor_of(n, f[n])))  # type: ignore[misc]
+        shapes.append(rebuild(value, name, shape_of))
+    kwargs, shape_kwargs = {}, {}
+    for name, value in bound[1].items():
+        flat = _leaves_of(name, value)
+        kwargs[name] = rebuild(value, name, lambda n, f=flat: tensor_of(n, f[n]))  # type: ignore[misc]
+        shape_kwargs[name] = rebuild(value, name, shape_of)
+    with torch.no_grad(), _quiet():
+        return torch.export.export(
+            model.module,
+            tuple(args),
+            kwargs,
+            dynamic_shapes=_combine(model.module, shapes, shape_kwargs),
+            strict=strict,
+        )
+
+
+def _bind(model: LoadedModel) -> tuple[list[tuple[str, Any]], dict[str, Any]]:
+    """Positional arguments with their names, and keyword arguments."""
+    import inspect
+
+    assert model.module is not None
+    signature = inspect.signature(model.module.forward)
+    names = [
+        p.name
+        for p in signature.parameters.values()
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    return list(zip(names, model.example.args, strict=False)), dict(model.example.kwargs)
+
+
+def _combine(module: torch.nn.Module, shapes: list[Any], kwargs: dict[str, Any]) -> Any:
+    import inspect
+
+    names = list(inspect.signature(module.forward).parameters)
+    return {**dict(zip(names, shapes, strict=False)), **kwargs}
+
+
+class _quiet:  # noqa: N801  (used as a function)
+    """torch.export logs and warns at length about attempts that are expected to fail."""
+
+    def __enter__(self) -> None:
+        self._level = logging.root.manager.disable
+        logging.disable(logging.ERROR)
+        self._warnings = warnings.catch_warnings()
+        self._warnings.__enter__()
+        warnings.simplefilter("ignore")
+
+    def __exit__(self, *exception: object) -> None:
+        self._warnings.__exit__(*exception)  # type: ignore[arg-type]
+        logging.disable(self._level)
+
+
+def _reason(error: Exception) -> str:
+    """The part of an export error that names an operator, an input or a line."""
+    text = str(error).strip()
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    first = lines[0] if lines else type(error).__name__
+    where = re.search(r'File "([^"]+)", line (\d+), in (\w+)\n\s+(.+)', text)
+    shown = f"{type(error).__name__}: {first[:300]}"
+    if where:
+        shown += f" (at {where[3]}, {where[1].rsplit('/', 1)[-1]}:{where[2]}: {where[4].strip()})"
+    return shown
+
+
+def _dynamic_dims(
+    exported: ExportedProgram, tensors: dict[str, torch.Tensor]
+) -> dict[tuple[str, int], Any]:
+    """The dims of the user's inputs that stayed symbolic: ``{(input, dim): SymInt}``."""
+    found = {}
+    for node in exported.graph.nodes:
+        value = node.meta.get("val")
+        if node.op == "placeholder" and node.name in tensors and isinstance(value, torch.Tensor):
+            for dim, size in enumerate(value.shape):
+                if isinstance(size, torch.SymInt):
+                    found[node.name, dim] = size
+    return found
+
+
+def _from_exported(model: LoadedModel) -> Traced:
+    """A program loaded from a file: its dynamic dims are what was exported."""
+    assert model.exported is not None
+    exported = model.exported
+    user = [
+        spec.arg.name
+        for spec in exported.graph_signature.input_specs
+        if spec.kind.name == "USER_INPUT" and hasattr(spec.arg, "name")
+    ]
+    leaves, _ = pytree.tree_flatten((model.example.args, dict(model.example.kwargs)))
+    tensors = {
+        name: leaf
+        for name, leaf in zip(user, leaves, strict=True)
+        if isinstance(leaf, torch.Tensor)
+    }
+    if not tensors:
+        raise InvalidInputError(f"{model.ref} takes no tensor input")
+    dynamic = _dynamic_dims(exported, tensors)
+    first = next((name for name in tensors if (name, 0) in dynamic), None)
+    dim_names: dict[tuple[str, int], str] = {}
+    batch_dims: dict[str, int | None] = dict.fromkeys(tensors)
+    if first is not None:
+        size = tensors[first].shape[0]
+        for name, dim in dynamic:
+            if dim == 0 and tensors[name].shape[0] == size:
+                dim_names[name, dim] = BATCH
+                batch_dims[name] = 0
+            else:
+                dim_names[name, dim] = f"dim_{name}_{dim}"
+    static = None if first else next((t.shape[0] for t in tensors.values() if t.ndim), 1)
+    return Traced(
+        exported=exported,
+        tensors=tensors,
+        batch_dims=batch_dims,
+        dim_names=dim_names,
+        static_batch=static,
+        level="saved program" + ("" if first else ", fixed batch"),
+        notes=(),
+    )
