@@ -1,0 +1,104 @@
+"""Every rule that a plan must keep, judged from the file and the profile alone.
+
+``check_plan`` believes nothing that the plan says about itself: structure, transfers, aggregation,
+memory, times and the certificate are derived again from ``spec`` and the profile and compared.
+This module and those it is built of share no code with what makes plans (the cost model there,
+the solvers, the lowering): an error of theirs shows here.
+"""
+
+from __future__ import annotations
+
+from planner.aggregation import refusal
+from planner.check_evidence import (
+    edited,
+    estimate_findings,
+    extrapolated,
+    memory_findings,
+    search_findings,
+)
+from planner.check_request import request_findings
+from planner.check_structure import structure_findings
+from planner.check_transfers import transfer_findings
+from planner.derive import Derived, derive
+from planner.findings import Finding, Severity, error
+from planner.layout import read, resolve
+from planner.planfile import Plan
+from planner.prices import Prices
+from profiler.cluster import Cluster
+from profiler.errors import StalePlanError
+from profiler.profile import Profile
+
+
+def check_plan(
+    plan: Plan, profile: Profile, *, cluster: Cluster | None = None
+) -> tuple[Finding, ...]:
+    """Every rule that ``plan`` breaks; empty when it keeps them all.
+
+    ``cluster`` is the one that the plan was made for, if it is not the profile's own.
+
+    Raises:
+        StalePlanError: the plan was made from another model, cluster or profile.
+        InvalidInputError: the profile cannot price the plan (a device without timings).
+    """
+    machines = cluster or profile.cluster
+    require_current(plan, profile, cluster=machines)
+    findings = edited(plan)
+    reading = read(plan, profile.model, machines)
+    wrong = structure_findings(reading)
+    findings += wrong
+    why_not = refusal(reading)
+    if why_not:
+        findings.append(error("aggregation", "spec.aggregation", why_not))
+    if _has_errors(wrong):
+        return tuple(findings)
+    layout = resolve(reading)
+    findings += request_findings(reading, layout)
+    wrong = transfer_findings(reading, layout)
+    findings += wrong
+    if _has_errors(wrong):
+        return tuple(findings)
+    prices = Prices(profile, machines)
+    derived = derive(plan, layout, prices)
+    findings += memory_findings(derived, layout)
+    findings += extrapolated(layout, prices)
+    findings += estimate_findings(plan, derived, profile.error_fraction)
+    findings += search_findings(plan, derived, machines)
+    return tuple(findings)
+
+
+def rederive(plan: Plan, profile: Profile, *, cluster: Cluster | None = None) -> Derived:
+    """The figures of ``plan``, from its spec and the profile; its structure must be sound.
+
+    Raises:
+        InvalidInputError: the profile cannot price the plan.
+    """
+    machines = cluster or profile.cluster
+    layout = resolve(read(plan, profile.model, machines))
+    return derive(plan, layout, Prices(profile, machines))
+
+
+def require_current(plan: Plan, profile: Profile, *, cluster: Cluster) -> None:
+    """Refuse a plan that was made from other documents than these.
+
+    Raises:
+        StalePlanError: a fingerprint differs; the message names each that does.
+    """
+    differing = [
+        f"  {what}: planned with {planned[:40]}, now {present}"
+        for what, planned, present in (
+            ("model", plan.inputs.model.graph, profile.model.fingerprint),
+            ("cluster", plan.inputs.cluster.fingerprint, cluster.content_digest()),
+            ("profile", plan.inputs.profile.fingerprint, profile.content_digest()),
+        )
+        if planned != present
+    ]
+    if differing:
+        raise StalePlanError(
+            "the plan is stale: it was made from other inputs than these\n"
+            + "\n".join(differing)
+            + "\nplan again, or check against the documents that it was made from"
+        )
+
+
+def _has_errors(findings: list[Finding]) -> bool:
+    return any(finding.severity is Severity.ERROR for finding in findings)

@@ -1,0 +1,229 @@
+"""Whether `estimate` and `search` are what the spec and the profile give.
+
+Where the plan was edited by hand, the evidence is of the plan before: every figure that no longer
+holds is then a warning with old and new value, else it is an error. Independent of everything
+that makes plans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from planner.derive import Derived, RankLoad
+from planner.findings import Finding, Severity, error, warning
+from planner.layout import Layout
+from planner.planfile import Plan, RankEstimate
+from planner.prices import Prices
+from profiler.cluster import Cluster
+from profiler.units import format_bytes, format_seconds
+
+EXACT = 1e-9
+"""Relative difference allowed where the file has full precision."""
+
+ROUNDED = 5.1e-5
+"""The same where it has five significant digits."""
+
+OPTIMAL_GAP = 1e-9
+
+
+def edited(plan: Plan) -> list[Finding]:
+    """A warning if inputs or spec are not those that the plan was written with."""
+    expected = plan.expected_id()
+    if plan.plan_id == expected:
+        return []
+    return [
+        warning(
+            "edited",
+            "plan_id",
+            f"inputs or spec were changed after planning: they have the id {expected}, the file "
+            f"says {plan.plan_id[:80]}; estimate and search are of the plan before",
+        )
+    ]
+
+
+def memory_findings(derived: Derived, layout: Layout) -> Iterator[Finding]:
+    """An error for each rank that needs more memory than it has."""
+    for load in derived.ranks:
+        memory = load.memory
+        over = memory.total_bytes - memory.capacity_bytes
+        if over > 0:
+            named = {
+                "weights": memory.weights_bytes,
+                "state": memory.state_bytes,
+                "activations": memory.activations_bytes,
+                "buffers": memory.buffers_bytes,
+                "reserve": memory.reserve_bytes,
+            }
+            parts = ", ".join(f"{what} {format_bytes(n)}" for what, n in named.items() if n)
+            yield error(
+                "memory",
+                f"rank {load.rank}",
+                f"it needs {format_bytes(memory.total_bytes)} ({parts}), but "
+                f"{layout.device_of[load.rank]} has {format_bytes(memory.capacity_bytes)}: "
+                f"{format_bytes(over)} too much",
+            )
+
+
+def extrapolated(layout: Layout, prices: Prices) -> Iterator[Finding]:
+    """A warning for each stage that gets more items at once than were measured."""
+    for stage in layout.stages.values():
+        for device, share in zip(stage.devices, stage.shares, strict=True):
+            most = prices.most_measured(device, stage.layers)
+            if share > most:
+                yield warning(
+                    "extrapolated",
+                    stage.place,
+                    f"{device} gets {share} items at once; at most {most} were measured, so its "
+                    "time and memory are extrapolated",
+                )
+
+
+def estimate_findings(plan: Plan, derived: Derived, error_fraction: float) -> Iterator[Finding]:
+    """Every figure of `estimate` that does not follow from the spec."""
+    said, changed = plan.estimate, plan.plan_id != plan.expected_id()
+    pairs = {
+        "period_s": (said.period_s, derived.period_s),
+        "latency_s": (said.latency_s, derived.latency_s),
+        "items_per_s": (said.items_per_s, derived.items_per_s),
+        "error_fraction": (said.error_fraction, error_fraction),
+    }
+    differing = _differing(pairs)
+    if differing:
+        yield _evidence("estimate", "estimate", "; ".join(differing), changed=changed)
+    if [x.rank for x in said.ranks] != [x.rank for x in derived.ranks]:
+        yield _evidence(
+            "estimate",
+            "estimate.ranks",
+            f"it lists {len(said.ranks)} ranks; the plan has {len(derived.ranks)}, from 0 on",
+            changed=changed,
+        )
+        return
+    for stated, real in zip(said.ranks, derived.ranks, strict=True):
+        differing = _rank_differences(stated, real)
+        if differing:
+            yield _evidence("estimate", f"rank {real.rank}", "; ".join(differing), changed=changed)
+    # `bottleneck` is "pipeline0.stage1 ..." or "wire a -> b ...": it must be busy all the time.
+    busiest = [x for x, s in derived.busy_s.items() if not _differ(s, derived.period_s, EXACT)]
+    if not said.bottleneck.startswith(tuple(busiest)):
+        yield _evidence(
+            "estimate",
+            "estimate.bottleneck",
+            f"{said.bottleneck[:80]!r} -> {busiest[0]}",
+            changed=changed,
+        )
+
+
+def search_findings(plan: Plan, derived: Derived, cluster: Cluster) -> Iterator[Finding]:
+    """Everything in which the certificate contradicts itself, the spec or the cluster."""
+    search, changed = plan.search, plan.plan_id != plan.expected_id()
+    objective = plan.inputs.request.objective
+    if search.objective is not objective:
+        yield _evidence(
+            "objective",
+            "search.objective",
+            f"it is {search.objective.value}; the request asks for {objective.value}",
+            changed=changed,
+        )
+        return
+    real_s = derived.objective_s(objective)
+    if _differ(search.objective_s, real_s, EXACT):
+        yield _evidence(
+            "objective",
+            "search.objective_s",
+            _change("objective_s", search.objective_s, real_s),
+            changed=changed,
+        )
+    if search.bound_s > search.objective_s * (1 + EXACT):
+        yield error(
+            "bound",
+            "search.bound_s",
+            f"the bound {search.bound_s} is above the objective {search.objective_s}: nothing "
+            "proved can be better than what was found",
+        )
+    elif _differ(search.gap, _gap(search.objective_s, search.bound_s), EXACT, least=1.0):
+        yield error(
+            "bound",
+            "search.gap",
+            f"gap is {search.gap}; objective and bound are "
+            f"{_gap(search.objective_s, search.bound_s):.6g} apart",
+        )
+    if search.status == "optimal" and not search.gap <= OPTIMAL_GAP:
+        yield error("status", "search.status", f"it says optimal with a gap of {search.gap}")
+    if changed:
+        yield warning("certificate", "search", _certificate(search.bound_s, real_s))
+    yield from _idle(plan, cluster)
+
+
+def _certificate(bound_s: float, real_s: float) -> str:
+    if real_s < bound_s * (1 - EXACT):
+        return (
+            f"the edited plan has {format_seconds(real_s)}, below the bound "
+            f"{format_seconds(bound_s)}: it is outside what was searched; plan again for a proof"
+        )
+    return (
+        "the proof is about the plan before; as far as the edited one is within what was searched, "
+        f"it is at most {_gap(real_s, bound_s):.1%} above the bound {format_seconds(bound_s)}"
+    )
+
+
+def _gap(objective_s: float, bound_s: float) -> float:
+    if bound_s > 0:
+        return (objective_s - bound_s) / bound_s
+    return 0.0 if objective_s <= 0 else float("inf")
+
+
+def _idle(plan: Plan, cluster: Cluster) -> Iterator[Finding]:
+    bound = {binding.rank: binding.device for binding in plan.spec.ranks}
+    busy = {
+        bound[rank]
+        for pipeline in plan.spec.pipelines
+        for stage in pipeline.stages
+        for rank in stage.ranks
+    }
+    changed = plan.plan_id != plan.expected_id()
+    idle = [entry.device for entry in plan.search.idle]
+    for device in idle:
+        if device not in cluster.device or device in busy:
+            what = "has a stage" if device in busy else "is not in the cluster"
+            yield _evidence("idle", "search.idle", f"{device} {what}", changed=changed)
+    left_out = [device for device in cluster.device if device not in busy and device not in idle]
+    if left_out:
+        yield _evidence(
+            "idle",
+            "search.idle",
+            f"{', '.join(left_out[:4])} have no stage and no reason is given",
+            changed=changed,
+        )
+
+
+def _rank_differences(stated: RankEstimate, real: RankLoad) -> list[str]:
+    times = {
+        name: (getattr(stated, name), getattr(real, name))
+        for name in ("compute_s", "receive_s", "send_s", "busy_fraction")
+    }
+    found = _differing(times)
+    for name, value in real.memory:
+        before = getattr(stated.memory, name)
+        if before != value:
+            found.append(f"{name} {before} -> {value}")
+    return found
+
+
+def _differing(pairs: Mapping[str, tuple[float, float]]) -> list[str]:
+    return [
+        _change(name, old, new) for name, (old, new) in pairs.items() if _differ(old, new, ROUNDED)
+    ]
+
+
+def _differ(a: float, b: float, tolerance: float, *, least: float = 1e-12) -> bool:
+    return not abs(a - b) <= tolerance * max(abs(a), abs(b), least)
+
+
+def _change(name: str, old: float, new: float) -> str:
+    percent = f" ({(new - old) / old:+.1%})" if old and abs(new - old) < 100 * abs(old) else ""
+    return f"{name} {old:.10g} -> {new:.10g}{percent}"
+
+
+def _evidence(code: str, where: str, message: str, *, changed: bool) -> Finding:
+    severity = Severity.WARNING if changed else Severity.ERROR
+    return Finding(code=code, severity=severity, where=where, message=message)

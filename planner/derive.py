@@ -1,0 +1,199 @@
+"""What a plan costs, derived from its spec and the profile alone, by ``docs/cost-model.md``.
+
+Written a second time on purpose: it shares no code with what the planner searches by, so that an
+error there shows as a difference here.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from planner.layout import Layout, StageView
+from planner.ledger import Ledgers
+from planner.messages import Move, Occupied, moves, occupied
+from planner.planfile import INPUT, OUTPUT, Plan, RankMemory
+from planner.prices import Prices
+from planner.request import Objective
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankLoad:
+    """How a rank spends one run of its stage, and its memory."""
+
+    rank: int
+    compute_s: float
+    receive_s: float
+    send_s: float
+    busy_fraction: float
+    memory: RankMemory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Derived:
+    """The figures of a plan. ``busy_s`` is a batch's work of each stage and of each wire."""
+
+    period_s: float
+    latency_s: float
+    items_per_s: float
+    busy_s: Mapping[str, float]
+    ranks: tuple[RankLoad, ...]
+
+    def objective_s(self, objective: Objective) -> float:
+        """The figure that the request wants small."""
+        return self.period_s if objective is Objective.THROUGHPUT else self.latency_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _StageTimes:
+    """One run of a stage: each rank's computing, the longest of it, and that with messages."""
+
+    compute_s: tuple[float, ...]
+    duration_s: float
+    busy_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Passage:
+    """When the first and the last microbatch of a batch are through."""
+
+    first_s: float
+    last_s: float
+
+
+def derive(plan: Plan, layout: Layout, prices: Prices) -> Derived:
+    """Period, latency and memory of a plan whose structure and transfers are sound.
+
+    Raises:
+        InvalidInputError: the profile has no figures for a device of the plan.
+    """
+    found = tuple(moves(plan.spec.transfers, layout, prices))
+    loads = occupied(found, layout)
+    times = {x.place: _stage_times(x, loads[x.place], prices) for x in layout.stages.values()}
+    busy_s = {place: layout.stages[place].runs * t.busy_s for place, t in times.items()}
+    busy_s.update(_wires(found))
+    period_s = max(busy_s.values())
+    return Derived(
+        period_s=period_s,
+        latency_s=_latency_s(layout, found, times),
+        items_per_s=layout.batch_size / period_s if period_s else 0.0,
+        busy_s=busy_s,
+        ranks=_rank_loads(plan, layout, prices, loads, times, period_s),
+    )
+
+
+def _stage_times(stage: StageView, loads: Sequence[Occupied], prices: Prices) -> _StageTimes:
+    compute_s = tuple(
+        prices.compute_s(device, stage.layers, share)
+        for device, share in zip(stage.devices, stage.shares, strict=True)
+    )
+    return _StageTimes(
+        compute_s=compute_s,
+        duration_s=max(compute_s),
+        busy_s=max(compute_s) + max(x.receive_s for x in loads) + max(x.send_s for x in loads),
+    )
+
+
+def _wires(found: Sequence[Move]) -> dict[str, float]:
+    """Seconds a batch that each wire is busy."""
+    total: dict[str, float] = defaultdict(float)
+    for move in found:
+        for message in move.messages:
+            if message.wire:
+                total[message.wire] += move.count * message.time_s
+    return total
+
+
+def _latency_s(layout: Layout, found: Sequence[Move], times: Mapping[str, _StageTimes]) -> float:
+    into: dict[str, dict[str, list[Move]]] = {place: {} for place in layout.stages}
+    answers: dict[str, list[Move]] = {}
+    for move in found:
+        source, target = move.transfer.source, move.transfer.target
+        ways = answers if target == OUTPUT else into[target]
+        ways.setdefault(source, []).append(move)
+    passed: dict[str, _Passage] = {INPUT: _Passage(0.0, 0.0)}
+    for stage in _in_order(layout, into):
+        arrivals = [_through_link(passed[a], ways) for a, ways in into[stage.place].items()]
+        first_s = max((x.first_s for x in arrivals), default=0.0)
+        last_s = max((x.last_s for x in arrivals), default=0.0)
+        passed[stage.place] = _through_stage(first_s, last_s, stage, times[stage.place])
+    if not answers:
+        return max(x.last_s for x in passed.values())
+    return max(_through_link(passed[a], ways).last_s for a, ways in answers.items())
+
+
+def _through_stage(first_s: float, last_s: float, stage: StageView, times: _StageTimes) -> _Passage:
+    if stage.whole_batch:
+        end_s = last_s + times.duration_s
+        return _Passage(end_s, end_s)
+    first_s += times.duration_s
+    return _Passage(
+        first_s, max(last_s + times.duration_s, first_s + (stage.runs - 1) * times.busy_s)
+    )
+
+
+def _through_link(before: _Passage, ways: Sequence[Move]) -> _Passage:
+    """All tensors from one stage to another, as a server that handles one sending at a time."""
+    arriving: dict[int, float] = defaultdict(float)
+    for move in ways:
+        for message in move.messages:
+            arriving[message.target] += message.time_s
+    duration_s = max(arriving.values(), default=0.0)
+    first_s = before.first_s + duration_s
+    again_s = (ways[0].count - 1) * duration_s
+    return _Passage(first_s, max(before.last_s + duration_s, first_s + again_s))
+
+
+def _in_order(layout: Layout, into: Mapping[str, Mapping[str, object]]) -> list[StageView]:
+    """Stages, each after those that send to it."""
+    waiting = {place: sum(a != INPUT for a in ways) for place, ways in into.items()}
+    after: dict[str, list[str]] = defaultdict(list)
+    for place, ways in into.items():
+        for source in ways:
+            after[source].append(place)
+    ready = [place for place, count in waiting.items() if not count]
+    order = []
+    while ready:
+        place = ready.pop()
+        order.append(layout.stages[place])
+        for target in after[place]:
+            waiting[target] -= 1
+            if not waiting[target]:
+                ready.append(target)
+    return order
+
+
+def _rank_loads(
+    plan: Plan,
+    layout: Layout,
+    prices: Prices,
+    loads: Mapping[str, Sequence[Occupied]],
+    times: Mapping[str, _StageTimes],
+    period_s: float,
+) -> tuple[RankLoad, ...]:
+    ledgers = Ledgers(layout, plan.spec.transfers, plan.inputs.request, prices)
+    found: dict[int, RankLoad] = {}
+    for stage in layout.stages.values():
+        for position, rank in enumerate(stage.ranks):
+            load = loads[stage.place][position]
+            compute_s = times[stage.place].compute_s[position]
+            busy_s = stage.runs * (compute_s + load.receive_s + load.send_s)
+            found[rank] = RankLoad(
+                rank=rank,
+                compute_s=compute_s,
+                receive_s=load.receive_s,
+                send_s=load.send_s,
+                busy_fraction=busy_s / period_s if period_s else 0.0,
+                memory=ledgers.of_stage_rank(stage, position),
+            )
+    if 0 not in found:
+        found[0] = RankLoad(
+            rank=0,
+            compute_s=0.0,
+            receive_s=0.0,
+            send_s=0.0,
+            busy_fraction=0.0,
+            memory=ledgers.of_root(),
+        )
+    return tuple(found[rank] for rank in sorted(found))

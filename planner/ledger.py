@@ -1,0 +1,142 @@
+"""What each rank of a plan must hold in memory, by the section on memory of ``docs/cost-model.md``.
+
+Part of `check`: independent of everything that makes plans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from planner.layout import Layout, StageView
+from planner.planfile import INPUT, OUTPUT, RankMemory, Transfer
+from planner.prices import Prices
+from planner.request import PlanRequest
+from profiler.profile import PRELUDE
+
+ROOT_RANK = 0
+
+
+class Ledgers:
+    """The ledger of any rank; what stages and devices have in common is computed once."""
+
+    def __init__(
+        self, layout: Layout, transfers: Iterable[Transfer], request: PlanRequest, prices: Prices
+    ) -> None:
+        self._layout, self._request, self._prices = layout, request, prices
+        self._received: dict[str, list[Transfer]] = {place: [] for place in layout.stages}
+        self._sent: dict[str, list[Transfer]] = {place: [] for place in layout.stages}
+        for transfer in transfers:
+            if transfer.target != OUTPUT:
+                self._received[transfer.target].append(transfer)
+            if transfer.source != INPUT:
+                self._sent[transfer.source].append(transfer)
+        self._activations: dict[tuple[object, ...], int] = {}
+
+    def of_stage_rank(self, stage: StageView, position: int) -> RankMemory:
+        """The ledger of the rank at ``position`` of ``stage``."""
+        graph = self._prices.graph
+        weights = {name for i in stage.layers for name in graph.layers[i].weights}
+        state = sum(graph.weight[name].num_bytes for name in weights if graph.weight[name].state)
+        return self._ledger(
+            rank=stage.ranks[position],
+            weights_bytes=sum(graph.weight[name].num_bytes for name in weights) - state,
+            state_bytes=state,
+            activations_bytes=self._peak_activations(stage, position),
+            buffers_bytes=self._buffers(stage, position),
+        )
+
+    def _buffers(self, stage: StageView, position: int) -> int:
+        # Pieces that come from, or go to, another device; a tensor once, however many it goes to.
+        on_root = stage.devices[position] == self._layout.root
+        cut = {
+            name: self._prices.graph.tensor[name].batch_dim is not None
+            for name in {x.tensor for x in self._sent[stage.place]}
+        }
+        incoming = {
+            x.tensor for x in self._received[stage.place] if not (on_root and x.source == INPUT)
+        }
+        outgoing = {
+            x.tensor
+            for x in self._sent[stage.place]
+            if not (on_root and x.target == OUTPUT) and (cut[x.tensor] or position == 0)
+        }
+        once = sum(
+            self._prices.size(name, stage.shares[position]) for name in (*incoming, *outgoing)
+        )
+        return once if stage.whole_batch else self._layout.depth * once
+
+    def of_root(self) -> RankMemory:
+        """The ledger of rank 0 when no stage is there: it feeds and gathers."""
+        return self._ledger(
+            rank=ROOT_RANK, weights_bytes=0, state_bytes=0, activations_bytes=0, buffers_bytes=0
+        )
+
+    def _ledger(
+        self,
+        *,
+        rank: int,
+        weights_bytes: int,
+        state_bytes: int,
+        activations_bytes: int,
+        buffers_bytes: int,
+    ) -> RankMemory:
+        device = self._layout.device_of[rank]
+        graph = self._prices.graph
+        if rank == ROOT_RANK:
+            buffers_bytes += sum(
+                self._prices.size(name, self._layout.batch_size)
+                for name in {*graph.inputs, *graph.outputs}
+            )
+        reserve = self._request.reserve_bytes
+        free = self._prices.cluster.device[device].usable_bytes
+        return RankMemory(
+            weights_bytes=weights_bytes,
+            state_bytes=state_bytes,
+            activations_bytes=activations_bytes,
+            buffers_bytes=buffers_bytes,
+            reserve_bytes=self._prices.timings(device).baseline_bytes
+            if reserve is None
+            else reserve,
+            capacity_bytes=min(free, self._request.max_bytes.get(device, free)),
+        )
+
+    def _peak_activations(self, stage: StageView, position: int) -> int:
+        device, items = stage.devices[position], stage.shares[position]
+        received = frozenset(x.tensor for x in self._received[stage.place])
+        sent = frozenset(x.tensor for x in self._sent[stage.place])
+        key = (self._prices.timings(device).measured_on, items, stage.layers, received, sent)
+        if key not in self._activations:
+            self._activations[key] = self._most_alive(stage.layers, device, items, received, sent)
+        return self._activations[key]
+
+    def _most_alive(
+        self,
+        layers: Sequence[int],
+        device: str,
+        items: int,
+        received: frozenset[str],
+        sent: frozenset[str],
+    ) -> int:
+        graph, prices = self._prices.graph, self._prices
+        last_read = {name: i for i in layers for name in graph.layers[i].reads}
+        dying: dict[int, list[str]] = {}
+        for name, i in last_read.items():
+            dying.setdefault(i, []).append(name)
+        alive = {name for name in received if name in last_read or name in sent}
+        alive_bytes = sum(prices.size(name, items) for name in alive)
+        most = 0
+        for i in layers:
+            layer = graph.layers[i]
+            most = max(most, alive_bytes + prices.peak(device, layer.twin, items))
+            ending = [x for x in dying.get(i, ()) if x in alive and x not in sent]
+            starting = [
+                x
+                for x in layer.writes
+                if x not in alive and (last_read.get(x, -1) > i or x in sent)
+            ]
+            alive.difference_update(ending)
+            alive.update(starting)
+            alive_bytes += sum(prices.size(x, items) for x in starting)
+            alive_bytes -= sum(prices.size(x, items) for x in ending)
+        prelude = prices.peak(device, PRELUDE, items) if prices.uses_prelude(layers) else 0
+        return most + prelude

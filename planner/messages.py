@@ -1,0 +1,139 @@
+"""What the transfers of a plan send: message by message, from rank to rank, with bytes and seconds.
+
+Part of `check`: by ``docs/cost-model.md``, independent of everything that makes plans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from planner.check_transfers import sent_items
+from planner.layout import Layout, StageView
+from planner.planfile import Transfer
+from planner.prices import Prices
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One tensor's piece from one rank to another, by their positions in their stages (outside: 0).
+
+    ``occupied_s`` is the part of ``time_s`` during which the ends cannot compute. ``wire`` is
+    what it travels on, ``None`` if it stays on its device.
+    """
+
+    source: int
+    target: int
+    time_s: float
+    occupied_s: float
+    wire: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """A transfer with its messages, which are sent ``count`` times a batch."""
+
+    transfer: Transfer
+    count: int
+    messages: tuple[Message, ...]
+
+
+@dataclass(slots=True, kw_only=True)
+class Occupied:
+    """Seconds that messages keep a rank from computing during one run of its stage."""
+
+    receive_s: float = 0.0
+    send_s: float = 0.0
+
+
+def moves(transfers: Iterable[Transfer], layout: Layout, prices: Prices) -> Iterator[Move]:
+    """Every transfer with the messages that it takes."""
+    for transfer in transfers:
+        items, count = sent_items(transfer, layout)
+        sources = _holders(layout.stages.get(transfer.source), items, layout.root)
+        targets = _holders(layout.stages.get(transfer.target), items, layout.root)
+        if prices.graph.tensor[transfer.tensor].batch_dim is None:
+            pairs: Iterable[tuple[int, int, int]] = ((0, b, items) for b in range(len(targets)))
+        else:
+            pairs = _overlaps([x.stop for x in sources], [x.stop for x in targets])
+        yield Move(
+            transfer=transfer,
+            count=count,
+            messages=tuple(
+                _message(
+                    (a, sources[a].device),
+                    (b, targets[b].device),
+                    prices.size(transfer.tensor, length),
+                    prices,
+                )
+                for a, b, length in pairs
+            ),
+        )
+
+
+def occupied(found: Iterable[Move], layout: Layout) -> dict[str, tuple[Occupied, ...]]:
+    """What receiving and sending costs each rank of each stage; by place, in rank order."""
+    total = {
+        place: tuple(Occupied() for _ in stage.ranks) for place, stage in layout.stages.items()
+    }
+    for move in found:
+        source = layout.stages.get(move.transfer.source)
+        target = layout.stages.get(move.transfer.target)
+        for message in move.messages:
+            if target:
+                times = move.count // target.runs
+                total[target.place][message.target].receive_s += times * message.occupied_s
+            if source:
+                times = move.count // source.runs
+                total[source.place][message.source].send_s += times * message.occupied_s
+    return total
+
+
+@dataclass(frozen=True, slots=True)
+class _Holder:
+    """A rank that holds the items up to ``stop``, from where the one before it ends."""
+
+    device: str
+    stop: int
+
+
+def _holders(stage: StageView | None, items: int, root: str) -> Sequence[_Holder]:
+    if stage is None:
+        return (_Holder(root, items),)
+    if stage.items != items:  # a whole-batch stage beside a microbatched one: one rank, all of it
+        return (_Holder(stage.devices[0], items),)
+    return tuple(map(_Holder, stage.devices, accumulate(stage.shares)))
+
+
+def _overlaps(first: Sequence[int], second: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Positions and common length of the runs that two ways of cutting the same items share.
+
+    >>> list(_overlaps([2, 4], [3, 4]))
+    [(0, 0, 2), (1, 0, 1), (1, 1, 1)]
+    """
+    a = b = done = 0
+    while a < len(first) and b < len(second):
+        stop = min(first[a], second[b])
+        if stop > done:
+            yield a, b, stop - done
+        done = stop
+        a, b = a + (first[a] == stop), b + (second[b] == stop)
+
+
+def _message(
+    source: tuple[int, str], target: tuple[int, str], num_bytes: int, prices: Prices
+) -> Message:
+    wire, time_s, occupied_s = None, 0.0, 0.0
+    if source[1] != target[1]:
+        link = prices.link(source[1], target[1])
+        wire = f"wire {link.shares}" if link.shares else f"wire {source[1]} -> {target[1]}"
+        time_s = link.transfer_time_s(num_bytes)
+        occupied_s = link.occupancy * time_s
+    return Message(
+        source=source[0],
+        target=target[0],
+        time_s=time_s,
+        occupied_s=occupied_s,
+        wire=wire,
+    )
