@@ -240,7 +240,7 @@ def _combine(module: torch.nn.Module, shapes: list[Any], kwargs: dict[str, Any])
     return {**dict(zip(names, shapes, strict=False)), **kwargs}
 
 
-class _quiet:  # noqa: N801  (used as a function)
+class _quiet:
     """torch.export logs and warns at length about attempts that are expected to fail."""
 
     def __enter__(self) -> None:

@@ -1,0 +1,196 @@
+"""Time and peak memory of each distinct layer on one device, repeated until stable.
+
+Repeats go round all layers and batch sizes in turn, so that slow drifts of the machine meet all of
+them alike (measuring one after the other gave 20 to 30 % of error from drift alone). A figure is
+the median; its spread is the distance of the 10th and 90th percentiles over the median.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from profiler.bench import Call, LayerBench
+from profiler.profile import Measurement
+
+MIN_SAMPLES = 7
+MAX_SAMPLES = 60
+STABLE_FRACTION = 0.01
+"""A median is settled when its standard error is below this fraction of it."""
+UNSTABLE_SPREAD = 0.25
+"""Above this spread, a layer that matters is reported as unstable."""
+WARM_UP = 2
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure: samples per figure, and seconds for all of one device."""
+
+    min_samples: int = MIN_SAMPLES
+    max_samples: int = MAX_SAMPLES
+    budget_s: float = 120.0
+
+
+@dataclass
+class _Series:
+    call: Call
+    items: int
+    peak_bytes: int = 0
+    samples: list[float] = field(default_factory=list)
+
+    def settled(self, effort: Effort) -> bool:
+        count = len(self.samples)
+        if count < effort.min_samples:
+            return False
+        if count >= effort.max_samples:
+            return True
+        middle = statistics.median(self.samples)
+        deviation = statistics.median(abs(s - middle) for s in self.samples)
+        # 1.4826 MAD estimates the standard deviation, 1.2533 sigma / sqrt(n) the median's error.
+        return 1.2533 * 1.4826 * deviation / count**0.5 <= STABLE_FRACTION * middle
+
+    def measurement(self) -> Measurement:
+        ordered = sorted(self.samples)
+        middle = statistics.median(ordered)
+        low = ordered[int(0.1 * (len(ordered) - 1))]
+        high = ordered[-1 - int(0.1 * (len(ordered) - 1))]
+        return Measurement(
+            items=self.items,
+            median_s=middle,
+            spread=round((high - low) / middle, 4) if middle else 0.0,
+            samples=len(ordered),
+            peak_bytes=self.peak_bytes,
+        )
+
+
+Progress = Callable[[str, float], None]
+"""Called with what is being done and the fraction done."""
+
+
+def measure_layers(
+    bench: LayerBench,
+    *,
+    batch_sizes: Sequence[int],
+    effort: Effort,
+    progress: Progress,
+    done: Mapping[str, Mapping[int, Measurement]],
+) -> Iterator[tuple[str, Measurement]]:
+    """Yield ``(twin, measurement)`` for every distinct layer and batch size not in ``done``.
+
+    Measurements come as soon as they are settled, so that a caller can keep what it has when it
+    is interrupted.
+    """
+    series: list[_Series] = []
+    for items in batch_sizes:
+        for call in bench.calls(items):
+            if items not in done.get(call.built.twin, {}):
+                made = _Series(call=call, items=items)
+                made.peak_bytes = peak_bytes(call, bench.device)
+                for _ in range(WARM_UP):
+                    _timed(call, bench.device)
+                series.append(made)
+        progress(f"warm-up, {items} items", 0.0)
+    waiting, total = list(series), len(series)
+    deadline = time.monotonic() + effort.budget_s
+    while waiting:
+        for one in waiting:
+            one.samples.append(_timed(one.call, bench.device))
+        late = time.monotonic() > deadline
+        still = []
+        for one in waiting:
+            enough = late and len(one.samples) >= min(3, effort.min_samples)
+            if one.settled(effort) or enough:
+                yield one.call.built.twin, one.measurement()
+            else:
+                still.append(one)
+        waiting = still
+        progress("measuring layers", 1 - len(waiting) / total)
+
+
+def _timed(call: Call, device: torch.device) -> float:
+    # Changes in place must not accumulate over repeats; the copies are not part of the time.
+    fresh = Call(built=call.built, tensors=tuple(_detached(call)), sizes=call.sizes)
+    _synchronize(device)
+    start = time.perf_counter()
+    fresh.run()
+    _synchronize(device)
+    return time.perf_counter() - start
+
+
+def _detached(call: Call) -> Iterator[torch.Tensor]:
+    changed = changed_inputs(call)
+    for name, tensor in zip(call.built.program.inputs, call.tensors, strict=True):
+        yield tensor.clone() if name in changed else tensor
+
+
+def changed_inputs(call: Call) -> frozenset[str]:
+    """Inputs that a layer may modify in place: those its in-place operators can reach."""
+    from profiler.operators import resolve_operator, written_arguments
+
+    program = call.built.program
+    source: dict[str, frozenset[str]] = {name: frozenset({name}) for name in program.inputs}
+    changed: frozenset[str] = frozenset()
+    for node in program.nodes:
+        read = [source.get(ref, frozenset()) for ref in node.references()]
+        source[node.name] = frozenset().union(*read)
+        if not node.op.startswith("operator.") and written_arguments(resolve_operator(node.op)):
+            changed |= source[node.name]
+    return changed
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_bytes(call: Call, device: torch.device) -> int:
+    """The most memory a layer allocates while it runs, beyond what was there before.
+
+    On a processor by the allocator's own events, scratch buffers of the kernels included.
+    """
+    fresh = Call(built=call.built, tensors=tuple(t.clone() for t in call.tensors), sizes=call.sizes)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        fresh.run()
+        torch.cuda.synchronize(device)
+        return max(0, torch.cuda.max_memory_allocated(device) - before)
+    with (
+        _quiet_stderr(),
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as seen,
+    ):
+        fresh.run()
+    events = [
+        (event.start_ns(), event.nbytes())
+        for event in seen.profiler.kineto_results.events()  # type: ignore[union-attr]
+        if event.name() == "[memory]"
+    ]
+    held = most = 0
+    for _, change in sorted(events, key=lambda event: event[0]):
+        held += change
+        most = max(most, held)
+    return most
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """The profiler's C++ side writes trace lines to file descriptor 2; keep them off the screen."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    sink = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(sink, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(sink)
+        os.close(saved)

@@ -1,0 +1,246 @@
+"""``profile_model``: a model and a cluster in, a Profile out.
+
+Captures the model, finds which layers are itemwise, and measures every distinct layer on every
+kind of device of this machine, its neighbours kept busy. Devices of equal kind, type and threads
+are measured once.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from profiler.bench import LayerBench
+from profiler.capture import Captured, capture
+from profiler.cluster import Cluster, Device
+from profiler.companion import companions
+from profiler.discover import discover, processor_name
+from profiler.errors import InvalidInputError
+from profiler.itemwise import with_itemwise
+from profiler.journal import Journal
+from profiler.measure import UNSTABLE_SPREAD, Effort, Progress, measure_layers
+from profiler.profile import Conditions, DeviceTimings, Measurement, Profile
+from profiler.sources import load_model
+
+LARGEST_DEFAULT = 64
+SLOW_PASS_S = 3.0
+"""Batch sizes are doubled from 1 until one pass over the distinct layers takes this long."""
+
+
+def profile_model(
+    model: str | nn.Module,
+    example: Any = None,
+    *,
+    cluster: Cluster | None = None,
+    batch_sizes: Sequence[int] | None = None,
+    effort: Effort | None = None,
+    options: ProfileOptions | None = None,
+) -> Profile:
+    """Measure ``model`` on the devices of ``cluster`` (default: this machine).
+
+    ``model`` is a factory ``package.module:callable``, a model directory, a ``.pt2`` file or a
+    module (then with ``example`` inputs). ``batch_sizes`` default to 1, 2, 4, ... while a pass
+    stays short, 64 at most.
+
+    Raises:
+        InvalidInputError: the model, its inputs or a batch size cannot be right, or the cluster
+            has devices that are not on this machine.
+        UnsupportedModelError: the model cannot be captured; the message says why.
+    """
+    options = options or ProfileOptions()
+    captured = capture(load_model(model, example))
+    return profile_captured(
+        captured,
+        cluster=cluster or discover(),
+        batch_sizes=batch_sizes,
+        effort=effort or Effort(),
+        options=options,
+    )
+
+
+class ProfileOptions:
+    """Where to keep partial results, and whom to tell about progress."""
+
+    def __init__(self, *, journal: Path | None = None, progress: Progress | None = None) -> None:
+        self.journal = journal
+        self.progress: Progress = progress or (lambda _what, _fraction: None)
+
+
+def profile_captured(
+    captured: Captured,
+    *,
+    cluster: Cluster,
+    batch_sizes: Sequence[int] | None,
+    effort: Effort,
+    options: ProfileOptions,
+) -> Profile:
+    """:func:`profile_model` for a model that has been captured already."""
+    groups = _measurable(cluster)
+    sizes = _check_batch_sizes(batch_sizes, captured)
+    cpu = LayerBench(captured, device=torch.device("cpu"))
+    graph = with_itemwise(captured.graph, cpu)
+    if sizes is None:
+        sizes = _default_sizes(cpu)
+    journal = Journal(
+        options.journal,
+        header={
+            "graph": graph.fingerprint,
+            "cluster": cluster.content_digest(),
+            "torch": torch.__version__,
+            "format": 1,
+        },
+    )
+    timings = []
+    for group in groups:
+        name = group[0]
+        device = cluster.device[name]
+        bench = cpu if device.kind == "cpu" else LayerBench(captured, device=_torch_device(device))
+        neighbours = _neighbours(cluster, name)
+        with _threads(device.threads), companions(neighbours, threads=device.threads) as resident:
+            for twin, measurement in measure_layers(
+                bench,
+                batch_sizes=sizes,
+                effort=effort,
+                progress=lambda what, done, where=name: options.progress(f"{where}: {what}", done),  # type: ignore[misc]
+                done=journal.done[name],
+            ):
+                journal.add(name, twin, measurement)
+        timings.append(_timings(group, journal.done[name], resident, sizes))
+    profile = Profile(
+        model=graph,
+        cluster=cluster,
+        batch_sizes=tuple(sizes),
+        timings=tuple(timings),
+        conditions=Conditions(
+            torch=torch.__version__,
+            python=platform.python_version(),
+            dtype=graph.dtype,
+            processor=processor_name(),
+            load_average=round(os.getloadavg()[0], 2),
+            concurrent_ranks=max(1 + _neighbours(cluster, group[0]) for group in groups),
+            unstable=_unstable(timings, graph.layers),
+        ),
+    )
+    return profile
+
+
+def _timings(
+    group: Sequence[str],
+    done: Mapping[str, Mapping[int, Measurement]],
+    resident: int,
+    sizes: Sequence[int],
+) -> DeviceTimings:
+    return DeviceTimings(
+        measured_on=group[0],
+        devices=tuple(group),
+        baseline_bytes=resident,
+        layers={
+            twin: tuple(rows[items] for items in sorted(rows) if items in set(sizes))
+            for twin, rows in done.items()
+        },
+    )
+
+
+def _measurable(cluster: Cluster) -> list[list[str]]:
+    """Devices grouped by kind, type and threads; each group is measured on its first.
+
+    Raises:
+        InvalidInputError: a device that this machine does not have.
+    """
+    here = {(d.kind, d.type) for d in discover().device.values()}
+    several = len({host.name for host in cluster.hosts}) > 1
+    groups: dict[tuple[str, str, int], list[str]] = {}
+    for name, device in cluster.device.items():
+        if device.kind == "cuda":
+            available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+            index = device.name.partition(":")[2] or "0"
+            if not index.isdigit() or int(index) >= available:
+                raise InvalidInputError(
+                    f"{name} is a CUDA device; this machine has {available} of them"
+                )
+        if several and (device.kind, device.type) not in here:
+            raise InvalidInputError(
+                f"{name} of type {device.type!r} is not on this machine "
+                f"({', '.join(sorted(kind_type[1] for kind_type in here))}); profile each kind of "
+                "host on itself"
+            )
+        groups.setdefault((device.kind, device.type, device.threads), []).append(name)
+    return list(groups.values())
+
+
+def _neighbours(cluster: Cluster, name: str) -> int:
+    """How many other processors of the same host would be computing at the same time."""
+    if cluster.device[name].kind != "cpu":
+        return 0
+    return sum(d.kind == "cpu" for d in cluster.host_of[name].devices) - 1
+
+
+def _check_batch_sizes(sizes: Sequence[int] | None, captured: Captured) -> list[int] | None:
+    static = captured.graph.static_batch
+    if static is not None:
+        if sizes is not None and list(sizes) != [static]:
+            raise InvalidInputError(
+                f"{captured.graph.name} was captured for exactly {static} items "
+                f"({captured.graph.captured_by}); batch sizes {list(sizes)} cannot be measured"
+            )
+        return [static]
+    if sizes is None:
+        return None
+    if not sizes or any(size < 1 for size in sizes):
+        raise InvalidInputError(f"batch sizes must be 1 or more: {list(sizes)}")
+    return sorted(set(sizes))
+
+
+def _default_sizes(bench: LayerBench) -> list[int]:
+    sizes: list[int] = []
+    items = 1
+    while items <= LARGEST_DEFAULT:
+        start = time.monotonic()
+        try:
+            for call in bench.calls(items):
+                call.run()
+        except RuntimeError:
+            # Out of memory, or a kernel that cannot take so many: smaller ones are measured.
+            if not sizes:
+                raise
+            break
+        sizes.append(items)
+        if time.monotonic() - start > SLOW_PASS_S:
+            break
+        items *= 2
+    return sizes
+
+
+def _unstable(timings: Sequence[DeviceTimings], layers: Sequence[Any]) -> tuple[str, ...]:
+    """Layers that take a noticeable part of the time and whose repeats scatter widely."""
+    names = {layer.twin: layer.name for layer in reversed(layers)}
+    found = []
+    for timing in timings:
+        total = sum(rows[-1].median_s for rows in timing.layers.values())
+        for twin, rows in timing.layers.items():
+            row = rows[-1]
+            if row.spread > UNSTABLE_SPREAD and row.median_s > 0.02 * total:
+                found.append(f"{names.get(twin, twin)} on {timing.measured_on}")
+    return tuple(found)
+
+
+def _torch_device(device: Device) -> torch.device:
+    return torch.device(device.name if device.kind == "cuda" else "cpu")
+
+
+@contextmanager
+def _threads(num: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(num)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
