@@ -19,6 +19,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from profiler.bench import Call, LayerBench
+from profiler.operators import changed_inputs
 from profiler.profile import Measurement
 
 MIN_SAMPLES = 7
@@ -126,24 +127,9 @@ def _timed(call: Call, device: torch.device) -> float:
 
 
 def _detached(call: Call) -> Iterator[torch.Tensor]:
-    changed = changed_inputs(call)
+    changed = changed_inputs(call.built.program)
     for name, tensor in zip(call.built.program.inputs, call.tensors, strict=True):
         yield tensor.clone() if name in changed else tensor
-
-
-def changed_inputs(call: Call) -> frozenset[str]:
-    """Inputs that a layer may modify in place: those its in-place operators can reach."""
-    from profiler.operators import resolve_operator, written_arguments
-
-    program = call.built.program
-    source: dict[str, frozenset[str]] = {name: frozenset({name}) for name in program.inputs}
-    changed: frozenset[str] = frozenset()
-    for node in program.nodes:
-        read = [source.get(ref, frozenset()) for ref in node.references()]
-        source[node.name] = frozenset().union(*read)
-        if not node.op.startswith("operator.") and written_arguments(resolve_operator(node.op)):
-            changed |= source[node.name]
-    return changed
 
 
 def _synchronize(device: torch.device) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from profiler.errors import UnsupportedModelError
+from profiler.program import StageProgram
 
 _NUMBER_FUNCTIONS: dict[str, Callable[..., Any]] = {
     f"{module.__name__.lstrip('_')}.{name}": getattr(module, name)
@@ -117,6 +118,20 @@ def aliased_arguments(target: Any) -> tuple[int, ...]:
         for position, argument in enumerate(schema.arguments)
         if argument.alias_info is not None
     )
+
+
+def changed_inputs(program: StageProgram) -> frozenset[str]:
+    """Inputs that a stage may modify: those its in-place operators can reach."""
+    source: dict[str, frozenset[str]] = {name: frozenset({name}) for name in program.inputs}
+    changed: frozenset[str] = frozenset()
+    for node in program.nodes:
+        reached = frozenset[str]().union(
+            *(source.get(ref, frozenset()) for ref in node.references())
+        )
+        source[node.name] = reached
+        if not node.op.startswith("operator.") and written_arguments(resolve_operator(node.op)):
+            changed |= reached
+    return changed
 
 
 def is_random(target: Any) -> bool:

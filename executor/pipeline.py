@@ -1,0 +1,311 @@
+"""The loop of one rank: receive ahead, compute, send on, without waiting where it need not.
+
+While a piece is computed, the next ones are being received and the last ones sent: transfers run in
+the transport's own threads. The root rank also feeds the inputs and collects the answers; both are
+started a whole step ahead, so its own computing holds nobody up.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx
+
+from executor.aggregation import Aggregator, choose_aggregator
+from executor.schedule import Interval, Message, Piece, Schedule, StageRole, StepWork
+from executor.transport import Pending, Transport
+from profiler.errors import RankFailedError
+from profiler.expressions import BATCH, evaluate
+from profiler.graph import Tensor
+from profiler.program import StageProgram
+
+Recorder = Callable[[str, Interval | None, torch.Tensor], None]
+"""Called with every tensor that a stage computes for others: name, items, value."""
+
+
+@dataclass
+class RankRecord:
+    """What a rank measured: seconds of each of its pieces, and when each step ended."""
+
+    items: list[int] = field(default_factory=list)
+    waited_s: list[float] = field(default_factory=list)
+    computed_s: list[float] = field(default_factory=list)
+    step_ends_s: list[float] = field(default_factory=list)
+    wall_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageModule:
+    """A stage ready to run on this rank; ``changes`` are inputs it may modify in place."""
+
+    role: StageRole
+    program: StageProgram
+    module: fx.GraphModule
+    device: torch.device
+    changes: frozenset[str] = frozenset()
+
+
+@dataclass
+class _Arriving:
+    """A piece whose inputs are on their way."""
+
+    piece: Piece
+    parts: dict[str, list[Pending | Message]]
+
+
+class RankLoop:
+    """Runs one rank's part of a plan."""
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        *,
+        rank: int,
+        stage: StageModule | None,
+        transport: Transport,
+    ) -> None:
+        self.schedule = schedule
+        self.rank = rank
+        self.stage = stage
+        self.transport = transport
+        self.depth = schedule.plan.spec.schedule.depth
+        self.tensors: Mapping[str, Tensor] = schedule.graph.tensor
+
+    def run(
+        self,
+        num_items: int,
+        *,
+        symbols: Mapping[str, int],
+        inputs: Mapping[str, torch.Tensor] | None = None,
+        repeats: int = 1,
+        recorder: Recorder | None = None,
+    ) -> tuple[RankRecord, dict[str, torch.Tensor]]:
+        """Run ``num_items`` items (``repeats`` times over) and return what was measured.
+
+        ``inputs`` are the model's inputs, on the root rank only; so are the returned outputs.
+
+        Raises:
+            RankFailedError: a transfer or an operator failed; the message says which.
+        """
+        run = _Run(self, num_items, symbols, inputs, recorder)
+        steps = [items for _ in range(repeats) for items in self.schedule.steps(num_items)]
+        start = time.perf_counter()
+        run.through(steps)
+        run.record.wall_s = time.perf_counter() - start
+        return run.record, run.answers()
+
+
+class _Run:
+    """The state of one :meth:`RankLoop.run`."""
+
+    def __init__(
+        self,
+        loop: RankLoop,
+        num_items: int,
+        symbols: Mapping[str, int],
+        inputs: Mapping[str, torch.Tensor] | None,
+        recorder: Recorder | None,
+    ) -> None:
+        self.loop = loop
+        self.schedule = loop.schedule
+        self.transport = loop.transport
+        # A tensor of the whole batch has the run's items in its shape: such runs have one step.
+        self.symbols = {**loop.schedule.graph.symbols, **symbols, BATCH: num_items}
+        self.inputs = inputs or {}
+        self._shapes: dict[tuple[str, int], tuple[int, ...]] = {}
+        self._sizes: dict[int, list[int]] = {}
+        self._rows_of: dict[str, int] = {}
+        self.recorder = recorder
+        self.record = RankRecord()
+        self.sinks = self._sinks(num_items) if loop.rank == self.schedule.root else {}
+        self.collecting: deque[list[Pending]] = deque()
+
+    def _sinks(self, num_items: int) -> dict[str, Aggregator]:
+        chosen = choose_aggregator(self.schedule.plan.spec.aggregation.strategy)
+        sinks = {}
+        for transfer in self.schedule.plan.spec.transfers:
+            if transfer.target == "output":
+                tensor = self.loop.tensors[transfer.tensor]
+                sinks[transfer.tensor] = chosen(
+                    shape=self._shape(tensor, num_items),
+                    dtype=getattr(torch, tensor.dtype),
+                    batch_dim=tensor.batch_dim,
+                    rows=self._rows(tensor),
+                )
+        return sinks
+
+    def answers(self) -> dict[str, torch.Tensor]:
+        """The outputs gathered on the root."""
+        return {name: sink.result() for name, sink in self.sinks.items()}
+
+    def through(self, steps: list[Interval]) -> None:
+        """All steps, with receives started ``depth`` pieces ahead across their borders."""
+        work = [self.schedule.step(self.loop.rank, items) for items in steps]
+        ahead = self._arrivals(work)
+        waiting: deque[_Arriving] = deque()
+        self._serve(work, 0)
+        for index, step in enumerate(work):
+            self._serve(work, index + 1)
+            for _ in step.pieces:
+                while len(waiting) < self.loop.depth and (arriving := next(ahead, None)):
+                    waiting.append(arriving)
+                self._piece(waiting.popleft())
+            self.record.step_ends_s.append(time.perf_counter())
+            while len(self.collecting) > 2:
+                self._collect(self.collecting.popleft())
+        self.transport.settle()
+        while self.collecting:
+            self._collect(self.collecting.popleft())
+
+    # --- the root's own duties ---------------------------------------------------------------
+
+    def _serve(self, work: list[StepWork], index: int) -> None:
+        """Start feeding and collecting a step; the root does so one step ahead of computing."""
+        if index >= len(work):
+            return
+        step = work[index]
+        for message in step.feeds:
+            if message.target != self.loop.rank:
+                self.transport.send(self._input(message), message)
+        pending = []
+        for message in step.collects:
+            if message.source != self.loop.rank:
+                low, high = message.items or (0, 0)
+                buffer = self.sinks[message.tensor].buffer(low, high)
+                if buffer is None:
+                    buffer = self._buffer(message)
+                pending.append(self.transport.receive(buffer, message))
+        if step.feeds or step.collects:
+            self.collecting.append(pending)
+
+    def _collect(self, pending: list[Pending]) -> None:
+        for one in pending:
+            part = self.transport.finish(one)
+            low, high = one.message.items or (0, 0)
+            self.sinks[one.message.tensor].place(part, low, high)
+
+    def _input(self, message: Message) -> torch.Tensor:
+        return self._cut(self.inputs[message.tensor], message, 0)
+
+    # --- pieces ------------------------------------------------------------------------------
+
+    def _arrivals(self, work: list[StepWork]) -> Iterator[_Arriving]:
+        """Each piece in turn, its receives started when it is asked for."""
+        for step in work:
+            for piece in step.pieces:
+                parts: dict[str, list[Pending | Message]] = {}
+                for message in piece.receives:
+                    local = message.source == self.loop.rank
+                    part = (
+                        message if local else self.transport.receive(self._buffer(message), message)
+                    )
+                    parts.setdefault(message.tensor, []).append(part)
+                yield _Arriving(piece=piece, parts=parts)
+
+    def _piece(self, arriving: _Arriving) -> None:
+        stage = self.loop.stage
+        assert stage is not None
+        piece = arriving.piece
+        begun = time.perf_counter()
+        values = {name: self._joined(name, parts) for name, parts in arriving.parts.items()}
+        received = time.perf_counter()
+        self._compute(stage, piece, values)
+        computed = time.perf_counter()
+        for message in piece.sends:
+            self._send(message, values, piece)
+        # Bounded memory: what was sent more than ``depth`` pieces ago must have left.
+        self.transport.settle(at_most=self.loop.depth * max(1, len(piece.sends)))
+        self.record.items.append(piece.items[1] - piece.items[0])
+        self.record.waited_s.append(received - begun)
+        self.record.computed_s.append(computed - received)
+
+    def _joined(self, name: str, parts: list[Pending | Message]) -> torch.Tensor:
+        """A whole input of a piece from its parts, in item order, on the rank's device."""
+        stage = self.loop.stage
+        assert stage is not None
+        tensors = [
+            self._input(part) if isinstance(part, Message) else self.transport.finish(part)
+            for part in parts
+        ]
+        dim = self.loop.tensors[name].batch_dim
+        whole = tensors[0] if len(tensors) == 1 or dim is None else torch.cat(tensors, dim=dim)
+        if name in stage.changes and isinstance(parts[0], Message):
+            whole = whole.clone()  # the caller's tensors stay as they were
+        return whole.to(stage.device)
+
+    def _compute(self, stage: StageModule, piece: Piece, values: dict[str, torch.Tensor]) -> None:
+        sizes = self._sizes_of(stage.program, piece.items[1] - piece.items[0])
+        try:
+            with torch.inference_mode():
+                results = stage.module(*(values[n] for n in stage.program.inputs), *sizes)
+            if stage.device.type == "cuda":
+                torch.cuda.synchronize(stage.device)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+            raise RankFailedError(
+                f"rank {self.loop.rank} ({stage.role.place}) failed computing items "
+                f"{piece.items[0]} to {piece.items[1] - 1}: {type(error).__name__}: {first[:300]}"
+            ) from error
+        produced = dict(zip(stage.program.outputs, results, strict=True))
+        if self.recorder is not None:
+            for name, tensor in produced.items():
+                shared = self.loop.tensors[name].batch_dim is None
+                self.recorder(name, None if shared else piece.items, tensor)
+        values.update(produced)
+
+    def _send(self, message: Message, values: Mapping[str, torch.Tensor], piece: Piece) -> None:
+        part = self._cut(values[message.tensor], message, piece.items[0])
+        expected = self._shape_of(message)
+        if tuple(part.shape) != expected:
+            raise RankFailedError(
+                f"rank {self.loop.rank} computed {message.tensor} of shape {tuple(part.shape)}; "
+                f"the captured model says {expected}: its shape depends on data"
+            )
+        if message.target == self.loop.rank:
+            low, high = message.items or (0, 0)
+            self.sinks[message.tensor].place(part.to("cpu"), low, high)
+        else:
+            self.transport.send(part, message)
+
+    # --- shapes ------------------------------------------------------------------------------
+
+    def _cut(self, whole: torch.Tensor, message: Message, first_item: int) -> torch.Tensor:
+        tensor = self.loop.tensors[message.tensor]
+        if message.items is None or tensor.batch_dim is None:
+            return whole
+        rows = self._rows(tensor)
+        low, high = message.items
+        return whole.narrow(tensor.batch_dim, (low - first_item) * rows, (high - low) * rows)
+
+    def _rows(self, tensor: Tensor) -> int:
+        if tensor.batch_dim is None:
+            return 1
+        if tensor.name not in self._rows_of:
+            self._rows_of[tensor.name] = tensor.rows_per_item(self.symbols)
+        return self._rows_of[tensor.name]
+
+    def _shape(self, tensor: Tensor, items: int) -> tuple[int, ...]:
+        key = (tensor.name, items)
+        if key not in self._shapes:
+            symbols = {**self.symbols, BATCH: items}
+            self._shapes[key] = tuple(evaluate(size, symbols) for size in tensor.shape)
+        return self._shapes[key]
+
+    def _sizes_of(self, program: StageProgram, items: int) -> list[int]:
+        if items not in self._sizes:
+            symbols = {**self.symbols, BATCH: items}
+            self._sizes[items] = [evaluate(size, symbols) for _, size in program.sizes]
+        return self._sizes[items]
+
+    def _shape_of(self, message: Message) -> tuple[int, ...]:
+        tensor = self.loop.tensors[message.tensor]
+        low, high = message.items or (0, self.symbols[BATCH])
+        return self._shape(tensor, high - low)
+
+    def _buffer(self, message: Message) -> torch.Tensor:
+        tensor = self.loop.tensors[message.tensor]
+        return torch.empty(self._shape_of(message), dtype=getattr(torch, tensor.dtype))

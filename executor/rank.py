@@ -1,0 +1,150 @@
+"""One rank, from its bundle to its last command: what every kind of launcher runs.
+
+A rank builds its stage, joins the process group, and then carries out commands (run, stop) that a
+:class:`Control` hands it, until told to stop or until whoever started it is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+
+from executor.bundle import RankBundle, load_stage
+from executor.pipeline import RankLoop, RankRecord
+from executor.schedule import Interval, Schedule
+from executor.transport import Transport
+
+__all__ = ["Control", "RankOptions", "serve"]
+
+Message = dict[str, Any]
+
+
+class Control(Protocol):
+    """Where a rank's commands come from and its reports go to."""
+
+    def next(self) -> Message | None:
+        """The next command; None when there will be no more."""
+
+    def report(self, message: Message) -> None:
+        """Tell how a command went."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankOptions:
+    """How a rank finds the others."""
+
+    rank: int
+    directory: Path
+    timeout_s: float
+    store: Callable[[], dist.Store]
+
+
+def serve(options: RankOptions, control: Control) -> None:
+    """Be rank ``options.rank`` until the control has no more commands.
+
+    Raises:
+        ApportionError: the stage cannot be built, a transfer or an operator failed.
+    """
+    started = time.monotonic()
+    bundle = RankBundle.read(options.directory, options.rank)
+    torch.set_num_threads(bundle.threads.get(options.rank, 1))
+    torch.set_grad_enabled(False)
+    schedule = Schedule(bundle.plan, bundle.graph)
+    device = _device(bundle, options.rank)
+    baseline = resident_bytes()
+    stage = load_stage(bundle, schedule, rank=options.rank, device=device)
+    loaded = resident_bytes()
+    world = len(bundle.plan.spec.ranks)
+    dist.init_process_group(
+        "gloo",
+        store=options.store(),
+        rank=options.rank,
+        world_size=world,
+        timeout=timedelta(seconds=options.timeout_s),
+    )
+    try:
+        transport = Transport(rank=options.rank, timeout_s=options.timeout_s)
+        loop = RankLoop(schedule, rank=options.rank, stage=stage, transport=transport)
+        control.report(
+            {
+                "event": "ready",
+                "baseline_bytes": baseline,
+                "loaded_bytes": loaded,
+                "weight_bytes": _weight_bytes(stage),
+                "start_s": time.monotonic() - started,
+            }
+        )
+        while (command := control.next()) is not None and command["command"] != "stop":
+            control.report(_run(loop, command, options))
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _run(loop: RankLoop, command: Message, options: RankOptions) -> Message:
+    """Carry out a run; the root reads inputs from and writes outputs to files."""
+    is_root = options.rank == loop.schedule.root
+    inputs = load_file(command["inputs"]) if is_root else None
+    recorded: dict[str, torch.Tensor] = {}
+
+    def record(name: str, items: Interval | None, value: torch.Tensor) -> None:
+        low, high = items or (-1, -1)
+        recorded.setdefault(f"{name}|{low}|{high}", value.detach().to("cpu").clone().contiguous())
+
+    measured, outputs = loop.run(
+        command["items"],
+        symbols=command["symbols"],
+        inputs=inputs,
+        repeats=command.get("repeats", 1),
+        recorder=record if command.get("boundaries") else None,
+    )
+    if is_root:
+        save_file({k: v.contiguous() for k, v in outputs.items()}, command["outputs"])
+    if command.get("boundaries"):
+        save_file(recorded, Path(command["boundaries"]) / f"rank-{options.rank}.safetensors")
+    return {"event": "ran", **_summary(measured)}
+
+
+def _summary(record: RankRecord) -> Message:
+    return {
+        "items": record.items,
+        "waited_s": record.waited_s,
+        "computed_s": record.computed_s,
+        "step_ends_s": record.step_ends_s,
+        "wall_s": record.wall_s,
+        "peak_bytes": peak_resident_bytes(),
+    }
+
+
+def _device(bundle: RankBundle, rank: int) -> torch.device:
+    name = next(b.device for b in bundle.plan.spec.ranks if b.rank == rank).split("/")[-1]
+    return torch.device(name) if name.startswith("cuda") else torch.device("cpu")
+
+
+def _weight_bytes(stage: Any) -> int:
+    if stage is None:
+        return 0
+    seen = {b.untyped_storage().data_ptr(): b for b in stage.module.buffers()}
+    return sum(b.untyped_storage().nbytes() for b in seen.values())
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak_resident_bytes() -> int:
+    """The most resident memory this process has had."""
+    scale = 1 if os.uname().sysname == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

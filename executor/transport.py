@@ -1,0 +1,115 @@
+"""Moving tensors between ranks: point to point, asynchronous, every wait bounded.
+
+Shapes are known at both ends, so a message is nothing but the tensor's bytes. Tensors on an
+accelerator pass through host memory: that works between any two devices.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from datetime import timedelta
+from math import prod
+
+import torch
+import torch.distributed as dist
+
+from executor.schedule import Message
+from profiler.errors import RankFailedError
+from profiler.units import format_bytes
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A transfer under way; ``tensor`` is kept alive until it is done."""
+
+    work: dist.Work | None
+    tensor: torch.Tensor
+    message: Message
+    sending: bool
+
+
+class Transport:
+    """The messages of one rank."""
+
+    def __init__(self, *, rank: int, timeout_s: float) -> None:
+        self.rank = rank
+        self.timeout_s = timeout_s
+        self._timeout = timedelta(seconds=timeout_s)
+        self._outgoing: deque[Pending] = deque()
+
+    def send(self, tensor: torch.Tensor, message: Message) -> None:
+        """Start sending ``tensor`` (any device, any strides)."""
+        host = tensor.detach().to("cpu").contiguous()
+        work = None
+        if host.numel():
+            work = self._guarded(dist.isend(_bytes(host), message.target, tag=message.tag), message)
+        self._outgoing.append(Pending(work=work, tensor=host, message=message, sending=True))
+
+    def receive(self, buffer: torch.Tensor, message: Message) -> Pending:
+        """Start receiving into ``buffer`` (contiguous, on the host)."""
+        work = None
+        if buffer.numel():
+            work = self._guarded(
+                dist.irecv(_bytes(buffer), message.source, tag=message.tag), message
+            )
+        return Pending(work=work, tensor=buffer, message=message, sending=False)
+
+    def finish(self, pending: Pending) -> torch.Tensor:
+        """Wait for a transfer.
+
+        Raises:
+            RankFailedError: it did not end in time, or the other rank is gone.
+        """
+        if pending.work is not None:
+            try:
+                pending.work.wait(self._timeout)
+            except RuntimeError as error:
+                raise RankFailedError(self._explain(pending, error)) from error
+        return pending.tensor
+
+    def settle(self, at_most: int = 0) -> None:
+        """Wait until no more than ``at_most`` messages are still being sent.
+
+        Raises:
+            RankFailedError: as for :meth:`finish`.
+        """
+        while self._outgoing and self._done(self._outgoing[0]):
+            self._outgoing.popleft()
+        while len(self._outgoing) > at_most:
+            self.finish(self._outgoing.popleft())
+
+    @staticmethod
+    def _done(pending: Pending) -> bool:
+        return pending.work is None or pending.work.is_completed()
+
+    @staticmethod
+    def _guarded(work: dist.Work | None, message: Message) -> dist.Work:
+        if work is None:
+            raise RankFailedError(f"rank {message.source} and {message.target} share no group")
+        return work
+
+    def _explain(self, pending: Pending, error: RuntimeError) -> str:
+        message = pending.message
+        other = message.target if pending.sending else message.source
+        verb, preposition = ("sending", "to") if pending.sending else ("receiving", "from")
+        items = f" for items {message.items[0]} to {message.items[1] - 1}" if message.items else ""
+        size = format_bytes(pending.tensor.numel() * pending.tensor.element_size())
+        first = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
+        late = "timed out" in str(error).lower() or "timeout" in str(error).lower()
+        why = f"nothing came through in {self.timeout_s:g} s" if late else first[:200]
+        return (
+            f"rank {self.rank} failed {verb} {message.tensor}{items} ({size}) "
+            f"{preposition} rank {other}: {why}"
+        )
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """The memory of a contiguous tensor as bytes: gloo then takes every dtype."""
+    flat = tensor.reshape(-1) if tensor.ndim else tensor.reshape(1)
+    return flat.view(torch.uint8)
+
+
+def empty_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    """Bytes that a tensor of this shape takes."""
+    return prod(shape) * torch.empty((), dtype=dtype).element_size()
