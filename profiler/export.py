@@ -51,7 +51,7 @@ def trace(model: LoadedModel) -> Traced:
     if model.exported is not None:
         return _from_exported(model)
     assert model.module is not None
-    flat = _named_leaves(model.module, model.example)
+    flat = named_leaves(model.module, model.example)
     tensors = {name: leaf for name, leaf in flat.items() if isinstance(leaf, torch.Tensor)}
     if not tensors:
         raise InvalidInputError("the example inputs hold no tensor")
@@ -103,7 +103,7 @@ def trace(model: LoadedModel) -> Traced:
     raise UnsupportedModelError(f"{model.name} cannot be captured; tried\n{tried}")
 
 
-def _named_leaves(module: torch.nn.Module, example: Example) -> dict[str, Any]:
+def named_leaves(module: torch.nn.Module, example: Example) -> dict[str, Any]:
     """The leaves of the example by the names that torch.export will give them.
 
     Raises:

@@ -1,0 +1,98 @@
+"""Refusing a plan that does not fit what is at hand, before any rank starts."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+import psutil
+import torch
+
+from planner.check import check_plan
+from planner.findings import Finding, Severity
+from planner.planfile import Plan
+from profiler.capture import Captured
+from profiler.errors import InvalidInputError, StalePlanError
+from profiler.profile import Profile
+from profiler.units import format_bytes
+
+EVIDENCE = frozenset({"edited", "estimate", "objective", "bound", "status", "certificate", "idle"})
+"""Findings about what a plan says of itself: a reviewer's business, no danger to a run."""
+
+
+def preflight(plan: Plan, captured: Captured, *, profile: Profile | None) -> None:
+    """Refuse ``plan`` if it is stale, breaks a rule, or does not fit this machine.
+
+    ``profile`` is the one that the plan names; without it the rules that need measurements are
+    not applied, and the ranks' own checks remain.
+
+    Raises:
+        StalePlanError: made for another model, cluster or profile.
+        InvalidInputError: it breaks a rule, or a device or memory is missing here.
+    """
+    now = captured.graph.fingerprint
+    if plan.inputs.model.graph != now:
+        raise StalePlanError(
+            f"the plan is stale: it was made for a model with fingerprint "
+            f"{plan.inputs.model.graph}, the model at hand has {now}. If the code, its library or "
+            f"torch changed (here: torch {torch.__version__}), profile and plan again"
+        )
+    if profile is not None:
+        refuse(check_plan(plan, profile))
+    _devices(plan)
+    _memory(plan)
+
+
+def refuse(findings: tuple[Finding, ...]) -> None:
+    """Raise for findings that keep a plan from running.
+
+    Raises:
+        InvalidInputError: there is at least one.
+    """
+    errors = [f for f in findings if f.severity is Severity.ERROR and f.code not in EVIDENCE]
+    if errors:
+        shown = "\n".join(f"  {f.code}: {f.where}: {f.message}" for f in errors[:6])
+        more = f"\n  and {len(errors) - 6} more" if len(errors) > 6 else ""
+        raise InvalidInputError(f"the plan cannot be run:\n{shown}{more}")
+
+
+def find_profile(plan: Plan, plan_path: Path | None) -> Profile | None:
+    """The profile that the plan names, looked for here and beside the plan; None if not found.
+
+    Raises:
+        InvalidInputError: the file is there and cannot be read as a profile.
+    """
+    named = Path(plan.inputs.profile.ref)
+    places = (
+        [named] if named.is_absolute() or plan_path is None else [named, plan_path.parent / named]
+    )
+    found = next((place for place in places if place.is_file()), None)
+    return None if found is None else Profile.load(found)
+
+
+def _devices(plan: Plan) -> None:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    for binding in plan.spec.ranks:
+        name = binding.device.rpartition("/")[2]
+        if name.startswith("cuda"):
+            index = name.partition(":")[2] or "0"
+            if not index.isdigit() or int(index) >= count:
+                raise InvalidInputError(
+                    f"rank {binding.rank} needs {binding.device}; this machine has {count} CUDA "
+                    "devices: run the plan where they are, with torchrun"
+                )
+
+
+def _memory(plan: Plan) -> None:
+    """Host memory that is free now against what the plan's ranks here will take."""
+    needed: dict[str, int] = defaultdict(int)
+    for estimate in plan.estimate.ranks:
+        binding = next((b for b in plan.spec.ranks if b.rank == estimate.rank), None)
+        if binding is not None and not binding.device.rpartition("/")[2].startswith("cuda"):
+            needed["host"] += estimate.memory.total_bytes
+    free = psutil.virtual_memory().available
+    if needed["host"] > free:
+        raise InvalidInputError(
+            f"the plan's ranks need {format_bytes(needed['host'])} of host memory and "
+            f"{format_bytes(free)} are free now: free some, or plan again on a new profile"
+        )

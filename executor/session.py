@@ -1,0 +1,192 @@
+"""A plan's ranks on this machine, loaded and waiting for inputs."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from executor.bundle import write_bundle
+from executor.inputs import RunInputs, answer_leaves, prepare_inputs
+from executor.local import LocalRanks
+from executor.preflight import preflight
+from executor.report import RunReport, make_report
+from planner.planfile import Plan
+from profiler.capture import Captured
+from profiler.errors import InvalidInputError
+from profiler.profile import Profile
+
+DEFAULT_TIMEOUT_S = 120.0
+"""How long a rank waits for any one message before it gives up and says so."""
+
+_TEMPORARY = "apportion-run-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """The model's answer, in the model's own structure, and the report of the run."""
+
+    outputs: Any
+    report: RunReport
+
+
+class Session:
+    """Ranks that stay up between runs; use as a context manager.
+
+    >>> with Session(plan, captured) as session:              # doctest: +SKIP
+    ...     answer = session.run(images).outputs
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        captured: Captured,
+        *,
+        profile: Profile | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> None:
+        """Check the plan, start its ranks and load their stages.
+
+        Raises:
+            StalePlanError: the plan was made for another model.
+            InvalidInputError: the plan breaks a rule or does not fit this machine.
+            RankFailedError: a rank could not start.
+        """
+        if timeout_s <= 0:
+            raise InvalidInputError(f"timeout_s must be above zero: {timeout_s}")
+        preflight(plan, captured, profile=profile)
+        self.captured = captured
+        begun = time.monotonic()
+        shared = Path("/dev/shm")
+        base = shared if shared.is_dir() and _fits(shared, captured) else None
+        self._directory = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=base))
+        self._ranks: LocalRanks | None = None
+        try:
+            # The ranks' processes import torch while this one writes what they will read.
+            self._ranks = LocalRanks(
+                self._directory,
+                len(plan.spec.ranks),
+                timeout_s=timeout_s,
+                describe=lambda rank: _describe(plan, rank),
+            )
+            self.schedule = write_bundle(
+                self._directory, plan=plan, captured=captured, threads=_threads(plan, profile)
+            )
+            self._ranks.command({"command": "start"})
+            self._started = self._ranks.reports()
+        except BaseException:
+            self.close()
+            raise
+        self.start_s = time.monotonic() - begun
+
+    def run(self, inputs: Any, *, repeats: int = 1) -> RunResult:
+        """Run the model on ``inputs`` (as a call would take them), any number of items.
+
+        Items go through in batches of the plan's size, streaming. ``repeats`` sends the same
+        inputs several times, to measure a longer run; outputs are those of one.
+
+        Raises:
+            InvalidInputError: the inputs do not fit the model.
+            RankFailedError: a rank failed; the session is closed.
+        """
+        prepared = prepare_inputs(self.captured, inputs)
+        return self.run_prepared(prepared, repeats=repeats)
+
+    def run_prepared(
+        self, prepared: RunInputs, *, repeats: int = 1, boundaries: Path | None = None
+    ) -> RunResult:
+        """:meth:`run` for inputs that were checked already.
+
+        With ``boundaries``, every rank writes what its stage computed for others below it.
+        """
+        if self._ranks is None:
+            raise InvalidInputError("the session is closed")
+        list(self.schedule.steps(prepared.num_items))
+        inputs, outputs = self._directory / "in.safetensors", self._directory / "out.safetensors"
+        save_file({k: v.cpu().contiguous() for k, v in prepared.tensors.items()}, inputs)
+        try:
+            self._ranks.command(
+                {
+                    "command": "run",
+                    "items": prepared.num_items,
+                    "symbols": prepared.symbols,
+                    "inputs": str(inputs),
+                    "outputs": str(outputs),
+                    "repeats": repeats,
+                    "boundaries": str(boundaries) if boundaries else None,
+                }
+            )
+            ran = self._ranks.reports()
+            gathered = _loaded(outputs)
+        except BaseException:
+            self.close()
+            raise
+        report = make_report(
+            self.schedule,
+            started=self._started,
+            ran=ran,
+            num_items=prepared.num_items,
+            start_s=self.start_s,
+        )
+        leaves = answer_leaves(self.captured, gathered, prepared)
+        return RunResult(outputs=self.captured.unflatten_outputs(leaves), report=report)
+
+    def close(self) -> None:
+        """End the ranks and remove what was written for them; safe to call twice."""
+        if self._ranks is not None:
+            self._ranks.stop()
+            self._ranks = None
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        """The session itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close, whatever happened."""
+        self.close()
+
+
+def _loaded(path: Path) -> Mapping[str, torch.Tensor]:
+    # Copies: the file is removed when the session closes, and overwritten by the next run.
+    return {name: tensor.clone() for name, tensor in load_file(path).items()}
+
+
+def _fits(shared: Path, captured: Captured) -> bool:
+    """Whether shared memory has room for the weights a bundle may hold, several times over."""
+    return shutil.disk_usage(shared).free > 3 * captured.graph.total_weight_bytes + 2**28
+
+
+def _threads(plan: Plan, profile: Profile | None) -> dict[int, int]:
+    """Processor threads of each rank, as its device was profiled."""
+    devices = profile.cluster.device if profile is not None else {}
+    return {
+        b.rank: devices[b.device].threads if b.device in devices else 1 for b in plan.spec.ranks
+    }
+
+
+def _describe(plan: Plan, rank: int) -> str:
+    device = next((b.device for b in plan.spec.ranks if b.rank == rank), "?")
+    stage = next(
+        (
+            f"pipeline {p.index} stage {s.index}"
+            for p in plan.spec.pipelines
+            for s in p.stages
+            if rank in s.ranks
+        ),
+        "feeds and gathers",
+    )
+    return f"rank {rank} ({device}, {stage})"

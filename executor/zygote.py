@@ -1,0 +1,125 @@
+"""The process that local ranks are forked from, so that torch is imported once for all of them.
+
+Run as ``python -m executor.zygote``: reads one JSON line (:class:`executor.local.Order` as data)
+from standard input, imports torch, forks one child per rank, and reports on ``status`` how each of
+them ended. Nothing here imports the caller's main module, so plans can be run from any script.
+
+Every rank watches a lifeline, a pipe whose other end only the caller holds: when the caller is gone,
+however it went, the ranks end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import Any
+
+Message = dict[str, Any]
+
+
+class SocketControl:
+    """Commands and reports as JSON lines over a socket."""
+
+    def __init__(self, fd: int) -> None:
+        self._stream = socket.socket(fileno=fd).makefile("rw", encoding="utf-8")
+
+    def next(self) -> Message | None:
+        """The next command; None once the caller has closed its end."""
+        line = self._stream.readline()
+        return json.loads(line) if line else None
+
+    def report(self, message: Message) -> None:
+        """Send a report; a caller that is gone is not an error here."""
+        try:
+            self._stream.write(json.dumps(message) + "\n")
+            self._stream.flush()
+        except OSError:
+            os._exit(1)
+
+
+def main() -> None:
+    """Fork the ranks and wait for them."""
+    order = json.loads(sys.stdin.readline())
+    _watch(order["lifeline"])
+
+    import executor.rank  # noqa: F401  (imported once, before the forks)
+
+    children: dict[int, int] = {}
+    for rank, fd in enumerate(order["controls"]):
+        pid = os.fork()
+        if pid == 0:
+            _be_rank(order, rank, fd)
+        children[pid] = rank
+    with os.fdopen(order["status"], "w", encoding="utf-8") as status:
+        while children:
+            pid, code = os.wait()
+            if pid in children:
+                exited = {"rank": children.pop(pid), "status": os.waitstatus_to_exitcode(code)}
+                status.write(json.dumps(exited) + "\n")
+                status.flush()
+
+
+def _be_rank(order: Message, rank: int, fd: int) -> None:
+    """Serve as one rank, then leave without running the parent's clean-up."""
+    import torch.distributed as dist
+
+    from executor.rank import RankOptions, serve
+    from profiler.errors import ApportionError
+
+    for other, other_fd in enumerate(order["controls"]):
+        if other != rank:
+            os.close(other_fd)
+    os.close(order["status"])
+    _watch(order["lifeline"])
+    control = SocketControl(fd)
+    code = 0
+    try:
+        # The caller writes the bundle while torch is being imported here.
+        if control.next() is None:
+            os._exit(0)
+        options = RankOptions(
+            rank=rank,
+            directory=Path(order["directory"]),
+            timeout_s=order["timeout_s"],
+            store=lambda: dist.FileStore(order["store"], len(order["controls"])),
+        )
+        serve(options, control)
+    except BaseException as error:
+        known = isinstance(error, ApportionError)
+        control.report(
+            {
+                "event": "error",
+                "kind": type(error).__name__,
+                "message": str(error) or type(error).__name__,
+                "traceback": "" if known else traceback.format_exc(),
+            }
+        )
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _watch(lifeline: int) -> None:
+    """End this process as soon as nobody holds the other end of ``lifeline``."""
+
+    def wait() -> None:
+        while True:
+            try:
+                if not os.read(lifeline, 1):
+                    os._exit(1)
+            except InterruptedError:
+                continue
+            except OSError:
+                os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+if __name__ == "__main__":
+    main()
