@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import yaml
@@ -22,7 +22,6 @@ from planner.planfile import (
     PlanSpec,
     RankBinding,
     RankEstimate,
-    RankMemory,
     Schedule,
     SearchRecord,
     Stage,
@@ -35,6 +34,9 @@ from planner.selection import fold
 from profiler.cluster import Cluster
 from profiler.graph import ModelGraph
 from profiler.profile import Profile
+
+DELETE = object()
+"""As a value of an edit: take the entry out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,15 +125,6 @@ def with_evidence(
     cluster: Cluster,
 ) -> Plan:
     """The plan with an estimate derived from its spec."""
-    nothing = RankMemory(
-        weights_bytes=0,
-        state_bytes=0,
-        activations_bytes=0,
-        buffers_bytes=0,
-        reserve_bytes=0,
-        capacity_bytes=0,
-    )
-    del nothing
     draft = Plan(
         plan_id=plan_id(inputs, spec),
         created_by="apportion 0.1.0",
@@ -185,18 +178,21 @@ def with_evidence(
     )
 
 
-def edit(plan: Plan, **changes: object) -> Plan:
-    """The plan after an edit of its file: keys are dotted paths (``spec__ranks__1__device``).
+def edit(plan: Plan, changes: Mapping[str, object]) -> Plan:
+    """The plan after an edit of its file; keys are paths in it (``spec.ranks.1.device``).
 
-    The plan is written, changed as data, and read again, as when a person edits it.
+    The plan is written, changed as data, and read again, as when a person edits it. ``DELETE``
+    as a value takes the entry out; a path that ends in ``+`` adds an entry to a list.
     """
     data = yaml.safe_load(plan.to_text(as_json=False))
     for path, value in changes.items():
-        *way, last = [int(step) if step.isdigit() else step for step in path.split("__")]
+        *way, last = [int(step) if step.isdigit() else step for step in path.split(".")]
         at = data
         for step in way:
             at = at[step]
-        if value is ...:
+        if last == "+":
+            at.append(value)
+        elif value is DELETE:
             del at[last]
         else:
             at[last] = value
