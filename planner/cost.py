@@ -1,0 +1,307 @@
+"""What an assignment costs: time between batches, time of one batch, memory of every rank.
+
+This is ``docs/cost-model.md`` in code, the only place where the planner prices a whole plan: every
+solver's answer is judged by :meth:`CostModel.evaluate`. ``check`` has its own second version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from planner.figures import Figures
+from planner.flows import Flow, find_flows
+from planner.memory import Holding, empty_root_memory, stage_rank_memory
+from planner.planfile import RankMemory
+from planner.problem import PlanningProblem
+from planner.request import Objective
+from planner.solvers.base import Assignment, StageAssignment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankCost:
+    """One rank: its stage (None: a root that only feeds and gathers), seconds a microbatch (a
+    batch, if its stage waits for one), memory."""
+
+    device: str
+    stage: int | None
+    share: int
+    compute_s: float
+    receive_s: float
+    send_s: float
+    memory: RankMemory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageCost:
+    """One stage, in seconds a microbatch (a batch, if it waits for one)."""
+
+    compute_s: float
+    receive_s: float
+    send_s: float
+    runs: int
+
+    @property
+    def busy_s(self) -> float:
+        """Time the stage is taken up by one microbatch."""
+        return self.compute_s + self.receive_s + self.send_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HopCost:
+    """All tensors from one stage to another (None: input, output), seconds a move."""
+
+    source: int | None
+    target: int | None
+    duration_s: float
+    runs: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanCost:
+    """The price of an assignment. ``wires`` are seconds a batch by wire."""
+
+    period_s: float
+    latency_s: float
+    stages: tuple[StageCost, ...]
+    ranks: tuple[RankCost, ...]
+    hops: tuple[HopCost, ...]
+    wires: dict[str, float]
+    flows: tuple[Flow, ...]
+
+    def objective_s(self, objective: Objective) -> float:
+        """The figure to make small."""
+        return self.period_s if objective is Objective.THROUGHPUT else self.latency_s
+
+    @property
+    def fits(self) -> bool:
+        """Whether every rank's memory is enough."""
+        return all(r.memory.total_bytes <= r.memory.capacity_bytes for r in self.ranks)
+
+    def shortfalls(self) -> list[RankCost]:
+        """Ranks whose memory is not enough, worst first."""
+        short = [r for r in self.ranks if r.memory.total_bytes > r.memory.capacity_bytes]
+        return sorted(short, key=lambda r: r.memory.capacity_bytes - r.memory.total_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Message:
+    source: str
+    target: str
+    seconds: float
+    count: int  # a batch
+
+
+class CostModel:
+    """Prices assignments of one problem."""
+
+    def __init__(self, problem: PlanningProblem) -> None:
+        self.problem = problem
+        self.figures = Figures(problem)
+
+    def objective_s(self, assignment: Assignment) -> float:
+        """The figure to make small."""
+        return self.evaluate(assignment).objective_s(self.problem.request.objective)
+
+    def evaluate(self, assignment: Assignment) -> PlanCost:
+        """Everything about ``assignment``; it need not fit."""
+        stages = assignment.stages
+        flows = find_flows(self.problem.graph, [s.layers for s in stages], assignment.routing)
+        hops: dict[tuple[int | None, int | None], list[_Message]] = {}
+        for flow in flows:
+            hops.setdefault((flow.source, flow.target), []).extend(self._messages(flow, stages))
+        hop_costs = tuple(
+            HopCost(
+                source=source,
+                target=target,
+                duration_s=_duration(messages),
+                runs=self._runs(source, target, stages),
+            )
+            for (source, target), messages in hops.items()
+        )
+        costs, ranks = self._stages(stages, flows, hops)
+        wires: dict[str, float] = {}
+        for messages in hops.values():
+            for message in messages:
+                if message.source != message.target:
+                    name = self.problem.wire(message.source, message.target)
+                    wires[name] = wires.get(name, 0.0) + message.count * message.seconds
+        busy = [cost.runs * cost.busy_s for cost in costs]
+        return PlanCost(
+            period_s=max([*busy, *wires.values()]),
+            latency_s=self._latency(stages, costs, hop_costs),
+            stages=costs,
+            ranks=ranks,
+            hops=hop_costs,
+            wires=wires,
+            flows=flows,
+        )
+
+    def _runs(
+        self, source: int | None, target: int | None, stages: Sequence[StageAssignment]
+    ) -> int:
+        """How many times a batch something moves: once when both ends handle whole batches."""
+        ends = [stages[s] for s in (source, target) if s is not None]
+        return 1 if all(s.whole_batch for s in ends) else self.problem.num_microbatches
+
+    def _messages(self, flow: Flow, stages: Sequence[StageAssignment]) -> list[_Message]:
+        runs = self._runs(flow.source, flow.target, stages)
+        both_whole = all(stages[s].whole_batch for s in (flow.source, flow.target) if s is not None)
+        items = self.problem.batch if both_whole else self.problem.microbatch
+        senders = self._ends(flow.source, stages, items)
+        receivers = self._ends(flow.target, stages, items)
+        cut = self.problem.graph.tensor[flow.tensor].batch_dim is not None
+        found = []
+        for source, start, stop in senders if cut else senders[:1]:
+            for target, first, last in receivers:
+                held = min(stop, last) - max(start, first) if cut else items
+                if held > 0:
+                    size = self.figures.tensor_bytes(flow.tensor, held)
+                    seconds = self.figures.message_s(source, target, size)
+                    found.append(_Message(source, target, seconds, runs))
+        return found
+
+    def _ends(
+        self, stage: int | None, stages: Sequence[StageAssignment], items: int
+    ) -> list[tuple[str, int, int]]:
+        """Devices with the interval of items each holds, of ``items`` that move together."""
+        if stage is None:
+            return [(self.problem.cluster.root, 0, items)]
+        here = stages[stage]
+        if here.whole_batch:
+            return [(here.devices[0], 0, items)]
+        ends, start = [], 0
+        for device, share in zip(here.devices, here.shares, strict=True):
+            ends.append((device, start, start + share))
+            start += share
+        return ends
+
+    def _stages(
+        self,
+        stages: Sequence[StageAssignment],
+        flows: Sequence[Flow],
+        hops: dict[tuple[int | None, int | None], list[_Message]],
+    ) -> tuple[tuple[StageCost, ...], tuple[RankCost, ...]]:
+        costs, ranks = [], []
+        for s, stage in enumerate(stages):
+            arriving = [m for (_, t), messages in hops.items() if t == s for m in messages]
+            departing = [m for (f, _), messages in hops.items() if f == s for m in messages]
+            own = [
+                RankCost(
+                    device=device,
+                    stage=s,
+                    share=share,
+                    compute_s=self.figures.compute_s(stage.layers, device, share),
+                    receive_s=self._occupied(arriving, stage, device),
+                    send_s=self._occupied(departing, stage, device),
+                    memory=stage_rank_memory(self.figures, self._holding(stages, s, r, flows)),
+                )
+                for r, (device, share) in enumerate(zip(stage.devices, stage.shares, strict=True))
+            ]
+            ranks += own
+            costs.append(
+                StageCost(
+                    compute_s=max(r.compute_s for r in own),
+                    receive_s=max(r.receive_s for r in own),
+                    send_s=max(r.send_s for r in own),
+                    runs=1 if stage.whole_batch else self.problem.num_microbatches,
+                )
+            )
+        root = self.problem.cluster.root
+        if all(rank.device != root for rank in ranks):
+            memory = empty_root_memory(self.figures)
+            ranks.insert(
+                0,
+                RankCost(
+                    device=root,
+                    stage=None,
+                    share=0,
+                    compute_s=0.0,
+                    receive_s=0.0,
+                    send_s=0.0,
+                    memory=memory,
+                ),
+            )
+        return tuple(costs), tuple(ranks)
+
+    def _occupied(self, messages: Sequence[_Message], stage: StageAssignment, device: str) -> float:
+        """Seconds a microbatch (a batch) that messages keep ``device`` from computing."""
+        total = 0.0
+        for message in messages:
+            if device in (message.source, message.target) and message.source != message.target:
+                link = self.problem.links[message.source, message.target]
+                times = message.count if stage.whole_batch else 1
+                total += times * link.occupancy * message.seconds
+        return total
+
+    def _holding(
+        self, stages: Sequence[StageAssignment], s: int, r: int, flows: Sequence[Flow]
+    ) -> Holding:
+        stage, root = stages[s], self.problem.cluster.root
+        device = stage.devices[r]
+        arriving = [f for f in flows if f.target == s]
+        departing = [f for f in flows if f.source == s]
+        graph = self.problem.graph
+        return Holding(
+            layers=stage.layers,
+            device=device,
+            items=stage.shares[r],
+            whole_batch=stage.whole_batch,
+            received=frozenset(f.tensor for f in arriving),
+            leaving=frozenset(f.tensor for f in departing),
+            incoming=frozenset(
+                f.tensor for f in arriving if f.source is not None or device != root
+            ),
+            outgoing=frozenset(
+                f.tensor
+                for f in departing
+                if (f.target is not None or device != root)
+                and (r == 0 or graph.tensor[f.tensor].batch_dim is not None)
+            ),
+        )
+
+    def _latency(
+        self,
+        stages: Sequence[StageAssignment],
+        costs: Sequence[StageCost],
+        hops: Sequence[HopCost],
+    ) -> float:
+        """Largest ``last`` over the hops into the output; each server handles jobs in order."""
+        done: dict[int | None, tuple[float, float]] = {None: (0.0, 0.0)}
+        arrivals: dict[int, list[tuple[float, float]]] = {s: [] for s in range(len(stages))}
+        for hop in hops:
+            if hop.source is None and hop.target is not None:
+                arrivals[hop.target].append(_through(hop, done[None]))
+        finished = 0.0
+        for s, stage in enumerate(stages):
+            cost = costs[s]
+            begins = max((first for first, _ in arrivals[s]), default=0.0)
+            ends = max((last for _, last in arrivals[s]), default=0.0)
+            if stage.whole_batch:
+                first = last = ends + cost.compute_s
+            else:
+                first = begins + cost.compute_s
+                last = max(ends + cost.compute_s, first + (cost.runs - 1) * cost.busy_s)
+            done[s] = (first, last)
+            leaving = [hop for hop in hops if hop.source == s]
+            for hop in leaving:
+                passed = _through(hop, done[s])
+                if hop.target is None:
+                    finished = max(finished, passed[1])
+                else:
+                    arrivals[hop.target].append(passed)
+        return finished or max(last for _, last in done.values())
+
+
+def _through(hop: HopCost, start: tuple[float, float]) -> tuple[float, float]:
+    """First and last microbatch behind a hop, from first and last before it."""
+    first = start[0] + hop.duration_s
+    return first, max(start[1] + hop.duration_s, first + (hop.runs - 1) * hop.duration_s)
+
+
+def _duration(messages: Sequence[_Message]) -> float:
+    """The slowest receiver's messages, one after another."""
+    per_receiver: dict[str, float] = {}
+    for message in messages:
+        per_receiver[message.target] = per_receiver.get(message.target, 0.0) + message.seconds
+    return max(per_receiver.values(), default=0.0)

@@ -1,0 +1,92 @@
+"""Looked-up figures of one problem: seconds and bytes of a layer, of a tensor, of a message.
+
+Everything is remembered, because solvers ask for the same few figures millions of times. Formulas
+over these figures are in ``planner.cost`` and ``planner.memory``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from planner.problem import PlanningProblem
+from profiler import lookup
+from profiler.profile import PRELUDE, Measurement
+
+
+class Figures:
+    """Seconds and bytes for ``problem``, each computed once."""
+
+    def __init__(self, problem: PlanningProblem) -> None:
+        self.problem = problem
+        self._twin = [layer.twin for layer in problem.graph.layers]
+        self._rows = {
+            name: problem.profile.timings_of[name].layers for name in problem.cluster.device
+        }
+        # Equal devices share their measurements, and so what is remembered of them.
+        self._owner = {
+            name: problem.profile.timings_of[name].measured_on for name in problem.cluster.device
+        }
+        self._seconds: dict[tuple[str, str, int], float] = {}
+        self._peaks: dict[tuple[str, str, int], int] = {}
+        self._sizes: dict[tuple[str, int], int] = {}
+
+    def time_s(self, layer: int, device: str, items: int) -> float:
+        """Seconds of one layer."""
+        return self._time(self._twin[layer], device, items)
+
+    def prelude_s(self, device: str, items: int) -> float:
+        """Seconds of what every stage that uses the prelude repeats."""
+        return self._time(PRELUDE, device, items)
+
+    def compute_s(self, layers: Sequence[int], device: str, items: int) -> float:
+        """Seconds of a stage's computing on one rank."""
+        total = 0.0
+        for i in layers:
+            total += self._time(self._twin[i], device, items)
+        if any(self.problem.graph.layers[i].uses_prelude for i in layers):
+            total += self.prelude_s(device, items)
+        return total
+
+    def peak_bytes(self, layer: int, device: str, items: int) -> int:
+        """Bytes one layer allocates beyond its inputs and weights."""
+        return self._peak(self._twin[layer], device, items)
+
+    def prelude_peak_bytes(self, device: str, items: int) -> int:
+        """Bytes that the prelude allocates."""
+        return self._peak(PRELUDE, device, items)
+
+    def tensor_bytes(self, name: str, items: int) -> int:
+        """Bytes of a tensor for ``items`` items."""
+        key = (name, items)
+        if key not in self._sizes:
+            graph = self.problem.graph
+            self._sizes[key] = graph.tensor[name].num_bytes(graph.symbols_at(items))
+        return self._sizes[key]
+
+    def message_s(self, source: str, target: str, num_bytes: float) -> float:
+        """Seconds of one message; between a device and itself, none."""
+        if source == target:
+            return 0.0
+        return self.problem.links[source, target].transfer_time_s(num_bytes)
+
+    def extrapolated(self, device: str, items: int) -> bool:
+        """Whether some layer on ``device`` was never measured at so many items."""
+        rows = self._rows[device]
+        return any(lookup.extrapolates(rows[twin], items) for twin in set(self._twin))
+
+    def _measured(self, twin: str, device: str) -> tuple[Measurement, ...]:
+        return self._rows[device].get(twin, ())
+
+    def _time(self, twin: str, device: str, items: int) -> float:
+        key = (twin, self._owner[device], items)
+        if key not in self._seconds:
+            rows = self._measured(twin, device)
+            self._seconds[key] = lookup.time_s(rows, items) if rows else 0.0
+        return self._seconds[key]
+
+    def _peak(self, twin: str, device: str, items: int) -> int:
+        key = (twin, self._owner[device], items)
+        if key not in self._peaks:
+            rows = self._measured(twin, device)
+            self._peaks[key] = lookup.peak_bytes(rows, items) if rows else 0
+        return self._peaks[key]

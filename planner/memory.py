@@ -1,0 +1,109 @@
+"""The memory ledger of one rank: weights, state, activations, buffers, reserve, against capacity.
+
+The formulas are those of ``docs/cost-model.md``, section "Memory of a rank".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from planner.figures import Figures
+from planner.planfile import RankMemory
+
+BUFFER_DEPTH = 2
+"""Microbatches that a rank receives ahead while it computes: double buffering."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holding:
+    """What one rank of a stage holds.
+
+    ``received`` and ``leaving`` are the tensors that enter and leave the stage; ``incoming`` and
+    ``outgoing`` those of them that this rank gets from, or sends to, another device.
+    """
+
+    layers: Sequence[int]
+    device: str
+    items: int
+    whole_batch: bool
+    received: frozenset[str]
+    leaving: frozenset[str]
+    incoming: frozenset[str]
+    outgoing: frozenset[str]
+
+
+def stage_rank_memory(figures: Figures, holding: Holding) -> RankMemory:
+    """The ledger of a rank that runs a stage."""
+    problem = figures.problem
+    weights = state = 0
+    for name in {name for i in holding.layers for name in problem.graph.layers[i].weights}:
+        weight = problem.graph.weight[name]
+        if weight.state:
+            state += weight.num_bytes
+        else:
+            weights += weight.num_bytes
+    depth = 1 if holding.whole_batch else BUFFER_DEPTH
+    moved = _total(figures, holding.incoming, holding.items)
+    moved += _total(figures, holding.outgoing, holding.items)
+    return RankMemory(
+        weights_bytes=weights,
+        state_bytes=state,
+        activations_bytes=activation_bytes(figures, holding),
+        buffers_bytes=depth * moved + root_bytes(figures, holding.device),
+        reserve_bytes=problem.reserve_bytes(holding.device),
+        capacity_bytes=problem.capacity_bytes(holding.device),
+    )
+
+
+def empty_root_memory(figures: Figures) -> RankMemory:
+    """The ledger of a root rank without a stage, which only feeds and gathers."""
+    root = figures.problem.cluster.root
+    return RankMemory(
+        weights_bytes=0,
+        state_bytes=0,
+        activations_bytes=0,
+        buffers_bytes=root_bytes(figures, root),
+        reserve_bytes=figures.problem.reserve_bytes(root),
+        capacity_bytes=figures.problem.capacity_bytes(root),
+    )
+
+
+def root_bytes(figures: Figures, device: str) -> int:
+    """One batch of inputs and outputs, if ``device`` is the root; else nothing."""
+    problem = figures.problem
+    if device != problem.cluster.root:
+        return 0
+    ends = dict.fromkeys((*problem.graph.inputs, *problem.graph.outputs))
+    return _total(figures, ends, problem.batch)
+
+
+def activation_bytes(figures: Figures, holding: Holding) -> int:
+    """The most that is alive while a layer of the stage runs, with what the layer allocates."""
+    graph = figures.problem.graph
+    layers, items = holding.layers, holding.items
+    position = {layer: at for at, layer in enumerate(layers)}
+    # A tensor lives from a first to a last position in the stage: +bytes at one, -bytes behind
+    # the other.
+    change = [0] * (len(layers) + 1)
+    born = dict.fromkeys(sorted(holding.received), 0)
+    for at, layer in enumerate(layers):
+        born.update(dict.fromkeys(graph.layers[layer].writes, at + 1))
+    for name, first in born.items():
+        needed = [position[i] for i in graph.readers[name] if i in position]
+        last = len(layers) - 1 if name in holding.leaving else max(needed, default=-1)
+        if last >= first:
+            size = figures.tensor_bytes(name, items)
+            change[first] += size
+            change[last + 1] -= size
+    most = live = 0
+    for at, layer in enumerate(layers):
+        live += change[at]
+        most = max(most, live + figures.peak_bytes(layer, holding.device, items))
+    if any(graph.layers[i].uses_prelude for i in layers):
+        most += figures.prelude_peak_bytes(holding.device, items)
+    return most
+
+
+def _total(figures: Figures, names: Iterable[str], items: int) -> int:
+    return sum(figures.tensor_bytes(name, items) for name in names)

@@ -1,0 +1,337 @@
+"""One planning question, checked once: what every solver sees.
+
+A :class:`PlanningProblem` is for one microbatch size. It holds the resolved wishes (where each
+layer may run, what stays together) and the devices sorted into classes of equals; it computes no
+cost and knows no solver.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from planner.request import PlanRequest, Split
+from planner.selection import LayerIndex
+from profiler.cluster import Cluster, Link
+from profiler.errors import InvalidInputError
+from profiler.graph import ModelGraph
+from profiler.profile import Profile
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanningProblem:
+    """A validated bundle of model, machines, measurements and wishes, for one microbatch size.
+
+    ``allowed[l]`` are the devices that may hold layer ``l``. ``together`` are sets of layers that
+    share a stage. ``classes`` are the usable devices, equal ones together: exchanging two of a
+    class changes no figure; the root is always a class of its own. ``required`` devices must have
+    a stage (used to price an idle device).
+    """
+
+    graph: ModelGraph
+    cluster: Cluster
+    profile: Profile
+    request: PlanRequest
+    microbatch: int
+    allowed: tuple[frozenset[str], ...]
+    together: tuple[tuple[int, ...], ...]
+    whole_batch: frozenset[int]
+    one_device: frozenset[int]
+    classes: tuple[tuple[str, ...], ...]
+    required: frozenset[str] = frozenset()
+
+    @classmethod
+    def build(
+        cls,
+        profile: Profile,
+        request: PlanRequest,
+        *,
+        cluster: Cluster | None = None,
+        microbatch: int,
+    ) -> PlanningProblem:
+        """The problem, or the first contradiction in its parts.
+
+        Raises:
+            InvalidInputError: unknown device or layer, a device or layer without a usable timing,
+                a batch that the captured model cannot take, wishes that exclude each other.
+        """
+        cluster = cluster or profile.cluster
+        graph = profile.model
+        _check_timings(profile, cluster)
+        _check_batch(graph, request, microbatch)
+        allowed = _allowed(graph, cluster, request)
+        problem = cls(
+            graph=graph,
+            cluster=cluster,
+            profile=profile,
+            request=request,
+            microbatch=microbatch,
+            allowed=allowed,
+            together=_together(graph, request, allowed),
+            whole_batch=frozenset(
+                i for i in range(len(graph.layers)) if needs_whole_batch(graph, i)
+            ),
+            one_device=frozenset(
+                i
+                for i, layer in enumerate(graph.layers)
+                if any(graph.weight[name].state for name in layer.weights)
+            ),
+            classes=(),
+        )
+        return replace(problem, classes=problem._equal_devices())
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the model."""
+        return len(self.graph.layers)
+
+    @property
+    def batch(self) -> int:
+        """Items of a batch."""
+        return self.request.batch_size
+
+    @property
+    def num_microbatches(self) -> int:
+        """Microbatches of a batch, the last one possibly shorter."""
+        return math.ceil(self.batch / self.microbatch)
+
+    @property
+    def max_stages(self) -> int:
+        """How many stages a plan may have."""
+        most = sum(len(members) for members in self.classes)
+        if Split.LAYERS not in self.request.splits:
+            most = 1
+        return min(most, self.request.max_stages or most)
+
+    @property
+    def batch_splits(self) -> bool:
+        """Whether a stage may be split by batch over several devices."""
+        return (
+            Split.BATCH in self.request.splits
+            and self.microbatch > 1
+            and self.graph.static_batch is None
+        )
+
+    @cached_property
+    def devices(self) -> tuple[str, ...]:
+        """The devices that may hold a layer, in the cluster's order."""
+        usable = frozenset[str]().union(*self.allowed)
+        return tuple(name for name in self.cluster.device if name in usable)
+
+    @cached_property
+    def class_of(self) -> Mapping[str, int]:
+        """Position of each usable device's class."""
+        return {name: c for c, members in enumerate(self.classes) for name in members}
+
+    @cached_property
+    def links(self) -> Mapping[tuple[str, str], Link]:
+        """The link of each ordered pair of different devices, of those in use and the root."""
+        ends = dict.fromkeys((self.cluster.root, *self.devices))
+        return {(a, b): self.cluster.link(a, b) for a in ends for b in ends if a != b}
+
+    def wire(self, source: str, target: str) -> str:
+        """Name of the wire between two devices: links with equal ``shares`` are one."""
+        return self.links[source, target].shares or f"{source} -> {target}"
+
+    def capacity_bytes(self, device: str) -> int:
+        """What a plan may put on ``device``, the reserve included."""
+        usable = self.cluster.device[device].usable_bytes
+        return min(usable, self.request.max_bytes.get(device, usable))
+
+    def reserve_bytes(self, device: str) -> int:
+        """What stays free for the runtime on ``device``."""
+        if self.request.reserve_bytes is not None:
+            return self.request.reserve_bytes
+        return self.profile.timings_of[device].baseline_bytes
+
+    def requiring(self, devices: Iterable[str]) -> PlanningProblem:
+        """The same problem where these devices must have a stage."""
+        return replace(self, required=self.required | frozenset(devices))
+
+    def _equal_devices(self) -> tuple[tuple[str, ...], ...]:
+        """Usable devices in classes: exchanging two of a class maps the problem to itself."""
+        classes: list[list[str]] = []
+        for name in self.devices:
+            for members in classes:
+                if self._interchangeable(members[0], name):
+                    members.append(name)
+                    break
+            else:
+                classes.append([name])
+        return tuple(tuple(members) for members in classes)
+
+    def _interchangeable(self, one: str, other: str) -> bool:
+        if self.cluster.root in (one, other):
+            return False
+        device, twin = self.cluster.device[one], self.cluster.device[other]
+        timings, same = self.profile.timings_of[one], self.profile.timings_of[other]
+        return (
+            device.type == twin.type
+            and self.capacity_bytes(one) == self.capacity_bytes(other)
+            and self.reserve_bytes(one) == self.reserve_bytes(other)
+            and (timings is same or timings.layers == same.layers)
+            and all((one in here) == (other in here) for here in self.allowed)
+            and self._same_link((one, other), (other, one))
+            and all(
+                self._same_link((one, third), (other, third))
+                and self._same_link((third, one), (third, other))
+                for third in dict.fromkeys((self.cluster.root, *self.devices))
+                if third not in (one, other)
+            )
+        )
+
+    def _same_link(self, pair: tuple[str, str], exchanged: tuple[str, str]) -> bool:
+        a, b = self.links[pair], self.links[exchanged]
+        return (a.latency_s, a.bytes_per_s, a.occupancy, a.shares) == (
+            b.latency_s,
+            b.bytes_per_s,
+            b.occupancy,
+            b.shares,
+        )
+
+
+def needs_whole_batch(graph: ModelGraph, layer: int) -> bool:
+    """Whether the layer must see every item of a batch at once."""
+    return not graph.layers[layer].itemwise or any(
+        graph.tensor[name].per_batch for name in graph.layers[layer].reads
+    )
+
+
+def layers_named(graph: ModelGraph, selector: str) -> tuple[int, ...]:
+    """Positions of the layers that ``selector`` names, by layer or by a module they hold.
+
+    Raises:
+        InvalidInputError: it names none; the message has close names.
+    """
+    try:
+        return tuple(LayerIndex([layer.name for layer in graph.layers]).positions([selector]))
+    except InvalidInputError:
+        holders: dict[str, list[int]] = {}
+        for i, layer in enumerate(graph.layers):
+            for module in layer.modules:
+                holders.setdefault(module, []).append(i)
+        names = tuple(holders)
+        try:
+            found = LayerIndex(names).positions([selector])
+        except InvalidInputError:
+            found = []
+        if not found:
+            raise
+        return tuple(sorted({i for n in found for i in holders[names[n]]}))
+
+
+def require_device(cluster: Cluster, name: str, *, where: str) -> str:
+    """``name``, if the cluster has it.
+
+    Raises:
+        InvalidInputError: it has not; the message has close names.
+    """
+    if name in cluster.device:
+        return name
+    short = [full for full in cluster.device if full.split("/", 1)[1] == name]
+    close = short or difflib.get_close_matches(name, list(cluster.device), n=3, cutoff=0.4)
+    hint = f"close names: {', '.join(close)}" if close else f"it has {_few(cluster.device)}"
+    raise InvalidInputError(f"{where} names device {name!r}, which the cluster lacks; {hint}")
+
+
+def _check_timings(profile: Profile, cluster: Cluster) -> None:
+    strange = [name for name in cluster.device if name not in profile.timings_of]
+    if strange:
+        raise InvalidInputError(
+            f"the profile has no timings for {_few(strange)}; it covers "
+            f"{_few(profile.timings_of)}: profile the model on the new devices, or drop them"
+        )
+    for device in cluster.device:
+        timings = profile.timings_of[device]
+        for layer in profile.model.layers:
+            rows = timings.layers.get(layer.twin, ())
+            if not rows or not all(
+                math.isfinite(row.median_s) and row.median_s >= 0 for row in rows
+            ):
+                what = "no timing" if not rows else "a timing that is not a number of seconds"
+                raise InvalidInputError(
+                    f"layer {layer.name!r} has {what} on {device}; profile the model again"
+                )
+
+
+def _check_batch(graph: ModelGraph, request: PlanRequest, microbatch: int) -> None:
+    if not 1 <= microbatch <= request.batch_size:
+        raise InvalidInputError(
+            f"microbatch_size is {microbatch}; it must be from 1 to batch_size, "
+            f"{request.batch_size}"
+        )
+    static = graph.static_batch
+    if static is not None and (request.batch_size, microbatch) != (static, static):
+        raise InvalidInputError(
+            f"the model was captured for exactly {static} items a batch; plan it with batch_size "
+            f"{static} and no other microbatch_size (asked: {request.batch_size} and "
+            f"{microbatch}), or capture it again with a dynamic batch"
+        )
+
+
+def _allowed(
+    graph: ModelGraph, cluster: Cluster, request: PlanRequest
+) -> tuple[frozenset[str], ...]:
+    for name in request.max_bytes:
+        require_device(cluster, name, where="max_bytes")
+    allowed = [frozenset(cluster.device) for _ in graph.layers]
+    pinned: dict[int, str] = {}
+    for pin in request.pins:
+        device = require_device(cluster, pin.device, where=f"the pin of {pin.layers!r}")
+        for i in layers_named(graph, pin.layers):
+            if pinned.setdefault(i, device) != device:
+                raise InvalidInputError(
+                    f"layer {graph.layers[i].name!r} is pinned to both {pinned[i]} and {device}; "
+                    "remove one of the pins"
+                )
+            allowed[i] = frozenset((device,))
+    for forbid in request.forbids:
+        device = require_device(cluster, forbid.device, where="a forbid")
+        everything = tuple(range(len(graph.layers)))
+        for i in everything if forbid.layers is None else layers_named(graph, forbid.layers):
+            allowed[i] -= {device}
+            if not allowed[i]:
+                why = f"is pinned to {device} and" if i in pinned else "may run nowhere: it"
+                raise InvalidInputError(
+                    f"layer {graph.layers[i].name!r} {why} is forbidden on {device}; "
+                    "remove a pin or a forbid"
+                )
+    return tuple(allowed)
+
+
+def _together(
+    graph: ModelGraph, request: PlanRequest, allowed: Sequence[frozenset[str]]
+) -> tuple[tuple[int, ...], ...]:
+    """Sets of layers that share a stage: wished for, or because they share changing state."""
+    wishes = [layers_named(graph, selector) for selector in request.keep_together]
+    wishes.extend(
+        tuple(i for i, layer in enumerate(graph.layers) if weight.name in layer.weights)
+        for weight in graph.weights
+        if weight.state
+    )
+    merged: list[set[int]] = []
+    for wish in wishes:
+        joined = set(wish)
+        apart = []
+        for other in merged:
+            if other & joined:
+                joined |= other
+            else:
+                apart.append(other)
+        merged = [*apart, joined]
+    for joined in merged:
+        if not frozenset.intersection(*(allowed[i] for i in joined)):
+            names = [graph.layers[i].name for i in sorted(joined)]
+            raise InvalidInputError(
+                f"layers {_few(names)} must share a stage, but no device is allowed for all of "
+                "them; remove a pin, a forbid or a keep_together"
+            )
+    return tuple(sorted(tuple(sorted(joined)) for joined in merged if len(joined) > 1))
+
+
+def _few(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:4]) + (f" and {len(listed) - 4} more" if len(listed) > 4 else "")

@@ -1,0 +1,207 @@
+"""Exact search over lines of stages: every cut of the layers' order, every order of devices.
+
+Throughput is a dynamic programme inside a bisection (``chain_period``), latency a shortest path
+(``chain_latency``). On a model whose layers have only one order this is the whole space of stages
+that relay what passes through; on a branching model it is a part, and nothing is proved.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import ClassVar
+
+from planner.cost import CostModel
+from planner.flows import Routing
+from planner.options import Option, OptionSet, find_options, place
+from planner.problem import PlanningProblem
+from planner.request import Objective
+from planner.solvers.base import (
+    Assignment,
+    SolveLimits,
+    SolverResult,
+    SolveStatus,
+    StageAssignment,
+)
+from planner.solvers.chain_latency import LatencySearch
+from planner.solvers.chain_period import PeriodSearch
+from planner.solvers.chain_tables import ChainTables, Progress, Step
+
+MAX_STATES = 60_000
+"""More sets of used devices than this are not enumerated."""
+
+MAX_TRIALS = 200
+"""Trial periods of one solve; a bound is left if they do not suffice."""
+
+_PROOF = 1e-12  # a plan better by less than this fraction is not better: rounding
+
+
+class ChainSolver:
+    """The optimum over consecutive runs of layers, for both objectives."""
+
+    name: ClassVar[str] = "chain"
+
+    def rejects(self, problem: PlanningProblem) -> str | None:
+        """Why this solver cannot take ``problem``, or None."""
+        if not problem.graph.is_chain:
+            return "the model branches: its layers have more than one order"
+        return self.too_large(problem)
+
+    def too_large(self, problem: PlanningProblem) -> str | None:
+        """Why the devices are too many to enumerate, or None."""
+        states = 1
+        for members in problem.classes:
+            states *= len(members) + 1
+        if states > MAX_STATES:
+            return f"{states} sets of devices are too many (at most {MAX_STATES})"
+        return None
+
+    def solve(
+        self, problem: PlanningProblem, *, cost: CostModel, limits: SolveLimits
+    ) -> SolverResult:
+        """The best line of stages, and a bound for the lines described in ``space``."""
+        found = find_options(problem, cost.figures)
+        space = _space(problem, found)
+        tables = ChainTables(problem, cost.figures, found.options)
+        if not tables.root_can_stay_empty:
+            return _nothing(space)
+        progress = Progress()
+        decode = _Decoder(problem, cost, found.options)
+        with suppress(TimeoutError):  # ``progress`` holds what is known by then
+            if problem.request.objective is Objective.THROUGHPUT:
+                _least_period(tables, decode, limits, progress)
+            else:
+                LatencySearch(tables).run(decode, limits, progress)
+        return _result(problem, space, progress, limits)
+
+
+class _Decoder:
+    """From steps on options to stages on devices."""
+
+    def __init__(
+        self, problem: PlanningProblem, cost: CostModel, options: tuple[Option, ...]
+    ) -> None:
+        self.problem, self.cost, self.options = problem, cost, options
+        self.routings = (
+            (Routing.RELAY,) if problem.graph.is_chain else (Routing.RELAY, Routing.DIRECT)
+        )
+
+    def keep(self, steps: list[Step], progress: Progress) -> float:
+        """Put the plan of ``steps`` into ``progress`` if it is better; its objective."""
+        options = [self.options[step.option] for step in steps]
+        stages = tuple(
+            StageAssignment(
+                layers=tuple(range(step.start, step.end)),
+                devices=devices,
+                shares=tuple(share for _, share in option.members),
+                whole_batch=option.whole_batch,
+            )
+            for step, option, devices in zip(
+                steps, options, place(self.problem, options), strict=True
+            )
+        )
+        least = float("inf")
+        for routing in self.routings:
+            assignment = Assignment(stages=stages, routing=routing)
+            price = self.cost.evaluate(assignment)
+            objective = price.objective_s(self.problem.request.objective)
+            if price.fits:
+                least = min(least, objective)
+                if objective < progress.objective_s:
+                    progress.assignment, progress.objective_s = assignment, objective
+        return least
+
+
+def _least_period(
+    tables: ChainTables, decode: _Decoder, limits: SolveLimits, progress: Progress
+) -> None:
+    """Bisect the period until nothing better is left.
+
+    Raises:
+        TimeoutError: the deadline has passed; ``progress`` holds what is known.
+    """
+    search = PeriodSearch(tables)
+    progress.bound_s = _least_work(tables)
+    trial = float("inf") if limits.cutoff_s is None else limits.cutoff_s
+    true = True  # the programme's value of the last plan is its true one
+    for _ in range(MAX_TRIALS):
+        steps = search.reach(trial, limits, progress)
+        if steps is None:
+            progress.bound_s = max(progress.bound_s, trial)
+            if progress.relaxed_s == float("inf"):
+                return
+        else:
+            period_s = decode.keep(steps, progress)
+            true = period_s <= trial
+            progress.relaxed_s = min(progress.relaxed_s, trial, period_s)
+        low, high = progress.bound_s, progress.relaxed_s * (1 - _PROOF)
+        # Where pairs of devices share a wire, plans cost more than the programme says, and there
+        # is no exact value to prove: stop when the bound is known well enough.
+        if low >= high or (not true and high - low < 1e-7 * high):
+            return
+        # Halve while the interval is wide, then ask for the proof at once.
+        middle = (low * high) ** 0.5 if low > 0 else high / 2
+        close = steps is not None and true and high - low < 0.02 * high
+        trial = high if close or not low < middle < high else middle
+
+
+def _least_work(tables: ChainTables) -> float:
+    """No period is below the work of all layers, each where it is cheapest, over all devices."""
+    problem, figures = tables.problem, tables.figures
+    shares = {member for option in tables.options for member in option.members}
+    per_item: dict[str, float] = {}
+    total = 0.0
+    for i, layer in enumerate(problem.graph.layers):
+        if layer.twin not in per_item:
+            per_item[layer.twin] = min(
+                figures.time_s(i, problem.classes[c][0], share) / share for c, share in shares
+            )
+        total += problem.batch * per_item[layer.twin]
+    return total / len(problem.devices)
+
+
+def _space(problem: PlanningProblem, options: OptionSet) -> str:
+    lines = "one pipeline; stages are consecutive runs of layers"
+    if not problem.graph.is_chain:
+        lines += " in the captured order"
+    return (
+        f"{lines}, {options.describe(problem)}; a tensor that skips a stage is passed on by it; "
+        f"microbatches of {problem.microbatch}"
+    )
+
+
+def _nothing(space: str) -> SolverResult:
+    return SolverResult(
+        status=SolveStatus.INFEASIBLE,
+        assignment=None,
+        objective_s=None,
+        bound_s=None,
+        space=space,
+        candidates=0,
+    )
+
+
+def _result(
+    problem: PlanningProblem, space: str, progress: Progress, limits: SolveLimits
+) -> SolverResult:
+    proved = problem.graph.is_chain
+    if progress.assignment is None:
+        whole = progress.bound_s == float("inf") and limits.cutoff_s is None and proved
+        return SolverResult(
+            status=SolveStatus.INFEASIBLE if whole else SolveStatus.UNKNOWN,
+            assignment=None,
+            objective_s=None,
+            bound_s=progress.bound_s if proved and progress.bound_s < float("inf") else None,
+            space=space,
+            candidates=progress.priced,
+        )
+    bound = min(progress.objective_s, progress.bound_s) if proved else None
+    if bound is not None and progress.objective_s <= bound * (1 + 2 * _PROOF):
+        bound = progress.objective_s
+    return SolverResult(
+        status=SolveStatus.OPTIMAL if bound == progress.objective_s else SolveStatus.FEASIBLE,
+        assignment=progress.assignment,
+        objective_s=progress.objective_s,
+        bound_s=bound,
+        space=space,
+        candidates=progress.priced,
+    )

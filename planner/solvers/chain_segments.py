@@ -1,0 +1,266 @@
+"""Figures of every run of consecutive layers on every option, as arrays for the chain solver.
+
+``[j, e]`` of an array is the run of layers ``j .. e - 1``; an infinite entry cannot be a stage.
+The numbers repeat ``planner.cost`` and ``planner.memory`` for stages that relay what passes
+through; tests hold the two together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import accumulate
+from operator import or_
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.figures import Figures
+from planner.memory import BUFFER_DEPTH, empty_root_memory, root_bytes
+from planner.options import Option
+from planner.problem import PlanningProblem
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+
+
+class Crossing:
+    """What crosses each cut, and which inputs and outputs belong to each run.
+
+    ``input_sets`` are the different sets of model inputs that some run reads; ``input_set[j, e]``
+    is the position of a run's set. Outputs likewise. The sets of runs behind a cut come first
+    (``num_inner_inputs`` of them), and those of runs before one (``num_inner_outputs``).
+    """
+
+    def __init__(self, problem: PlanningProblem) -> None:
+        graph = problem.graph
+        self.num_layers = problem.num_layers
+        self.outputs = [
+            name for name in dict.fromkeys(graph.outputs) if graph.tensor[name].producer is not None
+        ]
+        self.inner = []
+        for tensor in graph.tensors:
+            if tensor.producer is not None:
+                written = graph.layer_index[tensor.producer]
+                read = max(graph.readers[tensor.name], default=-1)
+                self.inner.append((tensor.name, written, read))
+        self.inputs = [t.name for t in graph.tensors if t.producer is None]
+        read_masks = [
+            sum(1 << x for x, name in enumerate(self.inputs) if name in layer.reads)
+            for layer in graph.layers
+        ]
+        wrote_masks = [
+            sum(1 << x for x, name in enumerate(self.outputs) if name in layer.writes)
+            for layer in graph.layers
+        ]
+        every = [(j, e) for j in range(self.num_layers) for e in range(j + 1, self.num_layers + 1)]
+        self.input_set, self.input_sets, self.num_inner_inputs = self._sets(
+            read_masks, self.inputs, sorted(every, key=lambda run: run[0] == 0)
+        )
+        self.output_set, self.output_sets, self.num_inner_outputs = self._sets(
+            wrote_masks, self.outputs, sorted(every, key=lambda run: run[1] == self.num_layers)
+        )
+
+    def at(self, cut: int) -> list[str]:
+        """Tensors that are written before ``cut`` and read behind it."""
+        return [name for name, written, read in self.inner if written < cut <= read]
+
+    def _sets(
+        self, masks: Sequence[int], names: Sequence[str], runs: Sequence[tuple[int, int]]
+    ) -> tuple[Integers, list[tuple[str, ...]], int]:
+        """Position of each run's set, the sets in the order of ``runs``, how many are inner."""
+        size = self.num_layers + 1
+        held = np.zeros((size, size), dtype=object)
+        for j in range(self.num_layers):
+            held[j, j + 1 :] = list(accumulate(masks[j:], or_))
+        which = np.zeros((size, size), dtype=np.int64)
+        seen: dict[int, int] = {}
+        inner = 1
+        for at, (j, e) in enumerate(runs):
+            which[j, e] = seen.setdefault(held[j, e], len(seen))
+            if at < len(runs) - self.num_layers:
+                inner = len(seen)
+        sets = [tuple(name for x, name in enumerate(names) if mask >> x & 1) for mask in seen]
+        return which, sets, inner
+
+
+class Segments:
+    """Seconds and feasibility of every run of layers on every option."""
+
+    def __init__(
+        self, problem: PlanningProblem, figures: Figures, options: Sequence[Option]
+    ) -> None:
+        self.problem, self.figures, self.options = problem, figures, options
+        self.crossing = Crossing(problem)
+        self._times: dict[tuple[int, int], Floats] = {}
+        self._rooms: dict[tuple[int, int, bool, bool], Flags] = {}
+        self._sizes: dict[int, tuple[Integers, ...]] = {}
+        self._activations: dict[tuple[int, int], Integers] = {}
+
+    def compute_s(self, option: Option) -> Floats:
+        """Seconds of the slowest rank for a microbatch (a batch); infinite where it cannot be."""
+        seconds = np.zeros_like(self._possible)
+        for c, share in dict.fromkeys(option.members):
+            seconds = np.maximum(seconds, self._seconds(c, share))
+        for c in {c for c, _ in option.members}:
+            seconds = seconds + self._barred(c)
+        for r, (c, share) in enumerate(option.members):
+            fits = self._fits(c, share, option.whole_batch, r == 0)
+            seconds = np.where(fits, seconds, np.inf)
+        if option.whole_batch:
+            return np.asarray(np.where(self._waiting, seconds, np.inf) + self._possible)
+        seconds = np.where(self._waiting, np.inf, seconds)
+        if option.is_group:
+            seconds = np.where(self._holds(self.problem.one_device), np.inf, seconds)
+        return np.asarray(seconds + self._possible)
+
+    @cached_property
+    def root_can_stay_empty(self) -> bool:
+        """Whether the root has room for a batch of inputs and outputs and nothing else."""
+        memory = empty_root_memory(self.figures)
+        return memory.total_bytes <= memory.capacity_bytes
+
+    @cached_property
+    def _possible(self) -> Floats:
+        """Zero for runs that respect what must stay together, else infinite."""
+        size = self.problem.num_layers + 1
+        cut = np.zeros(size)
+        for group in self.problem.together:
+            cut[group[0] + 1 : group[-1] + 1] = np.inf
+        below = np.tri(size, dtype=bool)  # e <= j is no run
+        return np.where(below, np.inf, np.maximum(cut[:, None], cut[None, :]))
+
+    @cached_property
+    def _waiting(self) -> Flags:
+        return self._holds(self.problem.whole_batch)
+
+    def _holds(self, layers: frozenset[int]) -> Flags:
+        """Whether each run holds any of ``layers``."""
+        marks = np.zeros(self.problem.num_layers + 1, dtype=np.int64)
+        for i in layers:
+            marks[i + 1] = 1
+        before = np.cumsum(marks)
+        return np.asarray((before[None, :] - before[:, None]) > 0)
+
+    def _barred(self, c: int) -> Floats:
+        """Infinite for runs with a layer that may not be on the class's devices."""
+        device = self.problem.classes[c][0]
+        barred = frozenset(i for i, here in enumerate(self.problem.allowed) if device not in here)
+        return np.where(self._holds(barred), np.inf, 0.0)
+
+    def _seconds(self, c: int, items: int) -> Floats:
+        if (c, items) not in self._times:
+            problem, figures = self.problem, self.figures
+            device, num_layers = problem.classes[c][0], problem.num_layers
+            times = np.array([figures.time_s(i, device, items) for i in range(num_layers)])
+            total = np.zeros((num_layers + 1, num_layers + 1))
+            total[:-1, 1:] = np.cumsum(np.triu(np.tile(times, (num_layers, 1))), axis=1)
+            using = frozenset(i for i, x in enumerate(problem.graph.layers) if x.uses_prelude)
+            if using:
+                total = total + np.where(self._holds(using), figures.prelude_s(device, items), 0.0)
+            self._times[c, items] = total
+        return self._times[c, items]
+
+    # --- memory --------------------------------------------------------------------------------
+
+    def _fits(self, c: int, items: int, whole_batch: bool, first: bool) -> Flags:
+        """Whether each run fits a rank; ``first`` ranks also send what cannot be cut."""
+        key = (c, items, whole_batch, first)
+        if key not in self._rooms:
+            device = self.problem.classes[c][0]
+            remote = device != self.problem.cluster.root
+            entering, leaving, uncut, results, uncut_results, inputs = self._moved(items)
+            moved = entering[:, None] + (leaving if first else leaving - uncut)[None, :]
+            if remote:
+                moved = moved + inputs + (results if first else results - uncut_results)
+            depth = 1 if whole_batch else BUFFER_DEPTH
+            total = (
+                self._weights
+                + self._active(c, items)
+                + depth * moved
+                + root_bytes(self.figures, device)
+                + self.problem.reserve_bytes(device)
+            )
+            self._rooms[key] = total <= self.problem.capacity_bytes(device)
+        return self._rooms[key]
+
+    @cached_property
+    def _weights(self) -> Integers:
+        graph, size = self.problem.graph, self.problem.num_layers + 1
+        total = np.zeros((size, size), dtype=np.int64)
+        for j in range(size - 1):
+            held: set[str] = set()
+            running = 0
+            for e in range(j + 1, size):
+                for name in graph.layers[e - 1].weights:
+                    if name not in held:
+                        held.add(name)
+                        running += graph.weight[name].num_bytes
+                total[j, e] = running
+        return total
+
+    def _moved(self, items: int) -> tuple[Integers, ...]:
+        """Bytes of ``items`` items: relayed in at a cut, relayed out, of that what cannot be cut;
+        per run: outputs that are not relayed as well, of that what cannot be cut, inputs."""
+        if items in self._sizes:
+            return self._sizes[items]
+        crossing, graph = self.crossing, self.problem.graph
+        size = self.problem.num_layers + 1
+        entering, uncut = (np.zeros(size, dtype=np.int64) for _ in range(2))
+        for name, written, read in crossing.inner:
+            num_bytes = self.figures.tensor_bytes(name, items)
+            entering[written + 1 : read + 1] += num_bytes
+            if graph.tensor[name].batch_dim is None:
+                uncut[written + 1 : read + 1] += num_bytes
+        results, uncut_results = (np.zeros((size, size), dtype=np.int64) for _ in range(2))
+        last_read = {name: read for name, _, read in crossing.inner}
+        for name in crossing.outputs:
+            written = graph.layer_index[graph.tensor[name].producer or ""]
+            num_bytes = self.figures.tensor_bytes(name, items)
+            # Runs that write it and end behind its last reader do not also relay it.
+            ends = max(written, last_read[name]) + 1
+            results[: written + 1, ends:] += num_bytes
+            if graph.tensor[name].batch_dim is None:
+                uncut_results[: written + 1, ends:] += num_bytes
+        per_set = np.array(
+            [
+                sum(self.figures.tensor_bytes(name, items) for name in names)
+                for names in crossing.input_sets
+            ],
+            dtype=np.int64,
+        )
+        inputs = per_set[crossing.input_set]
+        self._sizes[items] = (entering, entering, uncut, results, uncut_results, inputs)
+        return self._sizes[items]
+
+    def _active(self, c: int, items: int) -> Integers:
+        """Peak activations of every run on one rank; see ``planner.memory.activation_bytes``."""
+        if (c, items) in self._activations:
+            return self._activations[c, items]
+        problem, figures, crossing = self.problem, self.figures, self.crossing
+        graph, num_layers = problem.graph, problem.num_layers
+        device = problem.classes[c][0]
+        passing = np.zeros(num_layers + 1, dtype=np.int64)
+        for name, written, read in crossing.inner:
+            passing[written + 1 : read + 1] += figures.tensor_bytes(name, items)
+        # kept[j, l]: outputs written in j .. l - 1 that no layer from l on reads.
+        kept = np.zeros((num_layers + 1, num_layers + 1), dtype=np.int64)
+        last_read = {name: read for name, _, read in crossing.inner}
+        for name in crossing.outputs:
+            written = graph.layer_index[graph.tensor[name].producer or ""]
+            behind = max(written, last_read[name]) + 1
+            kept[: written + 1, behind:] += figures.tensor_bytes(name, items)
+        # waiting[l, e]: inputs that some layer of l .. e - 1 reads.
+        waiting = self._moved(items)[5]
+        most = np.zeros((num_layers + 1, num_layers + 1), dtype=np.int64)
+        for at in range(num_layers):
+            alive = int(passing[at]) + figures.peak_bytes(at, device, items)
+            here = alive + kept[: at + 1, at][:, None] + waiting[at, at + 1 :][None, :]
+            most[: at + 1, at + 1 :] = np.maximum(most[: at + 1, at + 1 :], here)
+        using = frozenset(i for i, x in enumerate(graph.layers) if x.uses_prelude)
+        if using:
+            extra = figures.prelude_peak_bytes(device, items)
+            most = most + np.where(self._holds(using), extra, 0)
+        self._activations[c, items] = most
+        return most

@@ -1,0 +1,68 @@
+"""Which devices are used: the states of the chain solver, as multisets of device classes.
+
+A state is a number in mixed radix, one digit a class. A further digit counts stages where their
+number is limited below what the devices allow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.options import Option
+from planner.problem import PlanningProblem
+
+
+@dataclass(frozen=True)
+class States:
+    """All states by number of devices used, and what may come next in each.
+
+    ``levels[t]`` are the states with ``t`` devices; ``code[n]`` is what option ``n`` adds;
+    ``lasts[s]`` the options that the last stage of ``s`` may have; ``nexts[s]`` those that the
+    next one may have; ``final[s]`` says whether a plan may end there.
+    """
+
+    levels: tuple[tuple[int, ...], ...]
+    code: tuple[int, ...]
+    lasts: dict[int, NDArray[np.int64]]
+    nexts: dict[int, NDArray[np.int64]]
+    final: dict[int, bool]
+    size: int
+
+
+def enumerate_states(problem: PlanningProblem, options: Sequence[Option]) -> States:
+    """The states that ``options`` can reach."""
+    sizes = [len(members) for members in problem.classes]
+    counts = [option.counts(len(sizes)) for option in options]
+    if problem.max_stages < sum(sizes):
+        sizes.append(problem.max_stages)
+        counts = [(*taken, 1) for taken in counts]
+    num_classes = len(problem.classes)
+    weight = [prod(n + 1 for n in sizes[c + 1 :]) for c in range(len(sizes))]
+    least = [
+        sum(problem.class_of.get(name) == c for name in problem.required)
+        for c in range(num_classes)
+    ]
+    taken = np.array(counts, dtype=np.int64).reshape(len(options), len(sizes))
+    levels: list[list[int]] = [[] for _ in range(sum(sizes[:num_classes]) + 1)]
+    lasts, nexts, final = {}, {}, {}
+    for used in product(*(range(n + 1) for n in sizes)):
+        state = sum(n * w for n, w in zip(used, weight, strict=True))
+        here = np.array(used)
+        levels[sum(used[:num_classes])].append(state)
+        lasts[state] = np.flatnonzero((taken <= here).all(axis=1))
+        nexts[state] = np.flatnonzero((taken + here <= np.array(sizes)).all(axis=1))
+        final[state] = all(n >= m for n, m in zip(used, least, strict=False))
+    return States(
+        levels=tuple(tuple(level) for level in levels),
+        code=tuple(int(sum(n * w for n, w in zip(c, weight, strict=True))) for c in counts),
+        lasts=lasts,
+        nexts=nexts,
+        final=final,
+        size=prod(n + 1 for n in sizes),
+    )

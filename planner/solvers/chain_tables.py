@@ -1,0 +1,129 @@
+"""Everything the chain solver's programmes look up, computed once per problem."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from planner.figures import Figures
+from planner.options import Option
+from planner.problem import PlanningProblem
+from planner.solvers.base import Assignment
+from planner.solvers.chain_hops import find_hops
+from planner.solvers.chain_segments import Flags, Floats, Integers, Segments
+from planner.solvers.chain_states import enumerate_states
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A stage: its option and its layers ``start .. end - 1``."""
+
+    option: int
+    start: int
+    end: int
+
+
+@dataclass
+class Progress:
+    """What a search has found so far.
+
+    ``relaxed_s`` is the least value that the programme itself gave a plan; plans cost more where
+    it leaves something out. ``priced`` counts partial plans.
+    """
+
+    assignment: Assignment | None = None
+    objective_s: float = float("inf")
+    relaxed_s: float = float("inf")
+    bound_s: float = 0.0
+    priced: int = 0
+
+
+class Decode(Protocol):
+    """Turns steps into a plan."""
+
+    def keep(self, steps: list[Step], progress: Progress) -> float:
+        """The plan's objective; the plan goes to ``progress`` if it is the best so far."""
+
+
+class ChainTables:
+    """Options, states, and the figures of every run of layers and every hop."""
+
+    def __init__(
+        self, problem: PlanningProblem, figures: Figures, options: Sequence[Option]
+    ) -> None:
+        self.problem, self.figures = problem, figures
+        self.options = tuple(options)
+        self.num_layers = problem.num_layers
+        segments = Segments(problem, figures, options)
+        self.crossing = segments.crossing
+        self.num_input_sets = self.crossing.num_inner_inputs
+        self.num_output_sets = self.crossing.num_inner_outputs
+        self.root_can_stay_empty = segments.root_can_stay_empty
+        self.compute = np.stack([segments.compute_s(option) for option in options])
+        self.hops = find_hops(problem, figures, options, self.crossing)
+        self.states = enumerate_states(problem, options)
+        size = self.num_layers + 1
+        # Which runs have which sets, by length and start, for sliding along the layers.
+        self._pairs = [
+            (u, o, self._mask(u, o))
+            for u in range(self.num_input_sets)
+            for o in range(self.num_output_sets)
+        ]
+        self._pairs = [(u, o, mask) for u, o, mask in self._pairs if mask.any()]
+        self._diagonal = [
+            (np.arange(size - length), np.arange(length, size)) for length in range(size)
+        ]
+
+    def runs(self, option: Option) -> int:
+        """How often a batch a stage on ``option`` runs."""
+        return 1 if option.whole_batch else self.problem.num_microbatches
+
+    def shortest(self, compute: Floats) -> Floats:
+        """Least seconds of a run by option and length."""
+        return np.stack(
+            [compute[:, rows, ends].min(axis=1) for rows, ends in self._diagonal], axis=1
+        )
+
+    def windows(self, shortest: Floats, period_s: float) -> Integers:
+        """The longest run on each option that can be within ``period_s``."""
+        can = shortest <= period_s
+        lengths = np.arange(can.shape[1])
+        return np.asarray((can * lengths).max(axis=1))
+
+    def extend(self, n: int, arriving: Floats, longest: int, compute: Floats) -> Floats:
+        """``min over j of arriving[s, u(j, e), j] + compute[n, j, e]`` as ``[s, o, e]``."""
+        num_layers = self.num_layers
+        loads = np.full((len(arriving), self.num_output_sets, num_layers), np.inf)
+        for length in range(1, min(int(longest), num_layers - 1) + 1):
+            rows, ends = self._diagonal[length]
+            seconds = compute[n, rows[:-1], ends[:-1]]
+            for u, o, mask in self._pairs:
+                here = (
+                    seconds
+                    if len(self._pairs) == 1
+                    else np.where(mask[rows[:-1], ends[:-1]], seconds, np.inf)
+                )
+                np.minimum(
+                    loads[:, o, length:],
+                    arriving[:, u, : num_layers - length] + here,
+                    out=loads[:, o, length:],
+                )
+        return loads
+
+    def input_sets_to(self, end: int) -> Integers:
+        """Input sets of the runs that start behind a cut and end at ``end``, by start."""
+        sets = self.crossing.input_set[:end, end].copy()
+        sets[0] = 0  # no cut is before the first layer; nothing arrives there
+        return sets
+
+    def _mask(self, u: int, o: int) -> Flags:
+        """Runs between two cuts with these sets."""
+        crossing = self.crossing
+        size = self.num_layers
+        inside = np.triu(np.ones((size + 1, size + 1), dtype=np.bool_), 1)
+        inside[:, size] = False
+        inside[0, :] = False
+        return np.asarray((crossing.input_set == u) & (crossing.output_set == o) & inside)

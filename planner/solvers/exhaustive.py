@@ -1,0 +1,185 @@
+"""Every assignment, priced one by one: the oracle of the tests, for tiny problems.
+
+It uses nothing but the options and ``CostModel.evaluate``, and knows no device classes: every
+order of every choice of single devices is tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from typing import ClassVar
+
+from planner.cost import CostModel
+from planner.flows import Routing
+from planner.options import Option, find_options
+from planner.problem import PlanningProblem
+from planner.solvers.base import (
+    Assignment,
+    SolveLimits,
+    SolverResult,
+    SolveStatus,
+    StageAssignment,
+)
+
+MAX_LAYERS = 8
+MAX_DEVICES = 4
+
+Placed = tuple[tuple[str, ...], tuple[int, ...], bool]
+"""Devices, shares, whether the stage waits for the whole batch."""
+
+
+class ExhaustiveSolver:
+    """Brute force over all partitions of the layers and all placements of the parts."""
+
+    name: ClassVar[str] = "exhaustive"
+
+    def rejects(self, problem: PlanningProblem) -> str | None:
+        """Why this solver cannot take ``problem``, or None."""
+        if problem.num_layers > MAX_LAYERS or len(problem.devices) > MAX_DEVICES:
+            return f"more than {MAX_LAYERS} layers or {MAX_DEVICES} devices"
+        return None
+
+    def solve(
+        self, problem: PlanningProblem, *, cost: CostModel, limits: SolveLimits
+    ) -> SolverResult:
+        """The best of all assignments."""
+        found = find_options(problem, cost.figures)
+        placed = [p for option in found.options for p in _placements(problem, option)]
+        routing = Routing.RELAY if problem.graph.is_chain else Routing.DIRECT
+        best: tuple[float, Assignment] | None = None
+        priced, complete = 0, True
+        for parts in _partitions(problem):
+            if limits.expired:
+                complete = False
+                break
+            for assignment in _assignments(problem, parts, placed, routing):
+                priced += 1
+                price = cost.evaluate(assignment)
+                objective = price.objective_s(problem.request.objective)
+                if price.fits and (best is None or objective < best[0]):
+                    best = objective, assignment
+        space = (
+            f"one pipeline; {'consecutive runs' if problem.graph.is_chain else 'any stages'}, "
+            f"{found.describe(problem)}; microbatches of {problem.microbatch}"
+        )
+        if best is None:
+            status = SolveStatus.INFEASIBLE if complete else SolveStatus.UNKNOWN
+        else:
+            status = SolveStatus.OPTIMAL if complete else SolveStatus.FEASIBLE
+        return SolverResult(
+            status=status,
+            assignment=best[1] if best else None,
+            objective_s=best[0] if best else None,
+            bound_s=best[0] if best and complete else None,
+            space=space,
+            candidates=priced,
+        )
+
+
+def _placements(problem: PlanningProblem, option: Option) -> Iterator[Placed]:
+    """The option on every choice of devices of its classes, in the cluster's order."""
+    shares = tuple(share for _, share in option.members)
+
+    def choose(c: int, chosen: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        if c == len(problem.classes):
+            yield chosen
+            return
+        count = sum(member == c for member, _ in option.members)
+        for devices in combinations(problem.classes[c], count):
+            yield from choose(c + 1, chosen + devices)
+
+    for devices in choose(0, ()):
+        yield devices, shares, option.whole_batch
+
+
+def _assignments(
+    problem: PlanningProblem,
+    parts: Sequence[tuple[int, ...]],
+    placed: Sequence[Placed],
+    routing: Routing,
+) -> Iterator[Assignment]:
+    """Each part on each placement that may hold it, no device twice."""
+    choices = [[p for p in placed if _may_hold(problem, part, p)] for part in parts]
+
+    def extend(
+        at: int, taken: frozenset[str], stages: tuple[StageAssignment, ...]
+    ) -> Iterator[Assignment]:
+        if at == len(parts):
+            if problem.required <= taken:
+                yield Assignment(stages=stages, routing=routing)
+            return
+        for devices, shares, whole_batch in choices[at]:
+            if taken.isdisjoint(devices):
+                stage = StageAssignment(
+                    layers=parts[at], devices=devices, shares=shares, whole_batch=whole_batch
+                )
+                yield from extend(at + 1, taken | set(devices), (*stages, stage))
+
+    yield from extend(0, frozenset(), ())
+
+
+def _may_hold(problem: PlanningProblem, part: tuple[int, ...], placed: Placed) -> bool:
+    devices, _, whole_batch = placed
+    if any(not set(devices) <= problem.allowed[i] for i in part):
+        return False
+    if len(devices) > 1 and not problem.one_device.isdisjoint(part):
+        return False
+    return whole_batch == (not problem.whole_batch.isdisjoint(part))
+
+
+def _partitions(problem: PlanningProblem) -> Iterator[tuple[tuple[int, ...], ...]]:
+    """Partitions into stages in a topological order that respect what stays together."""
+    most = problem.max_stages
+    parts = _runs(problem.num_layers) if problem.graph.is_chain else _stage_graphs(problem)
+    for partition in parts:
+        home = {i: p for p, part in enumerate(partition) for i in part}
+        if len(partition) <= most and all(
+            len({home[i] for i in group}) == 1 for group in problem.together
+        ):
+            yield partition
+
+
+def _runs(num_layers: int) -> Iterator[tuple[tuple[int, ...], ...]]:
+    for pattern in range(2 ** (num_layers - 1)):
+        cuts = [i + 1 for i in range(num_layers - 1) if pattern >> i & 1]
+        edges = [0, *cuts, num_layers]
+        yield tuple(
+            tuple(range(start, end)) for start, end in zip(edges, edges[1:], strict=False)
+        )
+
+
+def _stage_graphs(problem: PlanningProblem) -> Iterator[tuple[tuple[int, ...], ...]]:
+    """Set partitions whose quotient graph has no cycle, in one of its topological orders."""
+    edges = list(problem.graph.digraph.edges)
+    for labels in _labels(problem.num_layers):
+        count = max(labels) + 1
+        before: list[set[int]] = [set() for _ in range(count)]
+        for a, b in edges:
+            if labels[a] != labels[b]:
+                before[labels[b]].add(labels[a])
+        order: list[int] = []
+        while len(order) < count:
+            ready = [s for s in range(count) if s not in order and before[s] <= set(order)]
+            if not ready:
+                break
+            order.append(ready[0])
+        if len(order) == count:
+            yield tuple(
+                tuple(i for i, label in enumerate(labels) if label == s) for s in order
+            )
+
+
+def _labels(length: int) -> Iterator[tuple[int, ...]]:
+    """Restricted growth strings: one per set partition."""
+
+    def extend(prefix: tuple[int, ...], top: int) -> Iterator[tuple[int, ...]]:
+        if len(prefix) == length:
+            yield prefix
+            return
+        for label in range(top + 2):
+            yield from extend((*prefix, label), max(top, label))
+
+    yield from extend((), -1)
+
+
