@@ -192,8 +192,8 @@ class CostModel:
                     stage=s,
                     share=share,
                     compute_s=self.figures.compute_s(stage.layers, device, share),
-                    receive_s=self._occupied(arriving, stage, device),
-                    send_s=self._occupied(departing, stage, device),
+                    receive_s=self._occupied(arriving, stage, target=device),
+                    send_s=self._occupied(departing, stage, source=device),
                     memory=stage_rank_memory(self.figures, self._holding(stages, s, r, flows)),
                 )
                 for r, (device, share) in enumerate(zip(stage.devices, stage.shares, strict=True))
@@ -224,11 +224,20 @@ class CostModel:
             )
         return tuple(costs), tuple(ranks)
 
-    def _occupied(self, messages: Sequence[_Message], stage: StageAssignment, device: str) -> float:
-        """Seconds a microbatch (a batch) that messages keep ``device`` from computing."""
+    def _occupied(
+        self,
+        messages: Sequence[_Message],
+        stage: StageAssignment,
+        *,
+        source: str | None = None,
+        target: str | None = None,
+    ) -> float:
+        """Seconds a microbatch (a batch) that messages from ``source`` or to ``target`` keep it
+        from computing."""
         total = 0.0
         for message in messages:
-            if device in (message.source, message.target) and message.source != message.target:
+            mine = message.source == source or message.target == target
+            if mine and message.source != message.target:
                 link = self.problem.links[message.source, message.target]
                 times = message.count if stage.whole_batch else 1
                 total += times * link.occupancy * message.seconds

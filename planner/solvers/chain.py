@@ -32,6 +32,9 @@ MAX_STATES = 60_000
 MAX_TRIALS = 200
 """Trial periods of one solve; a bound is left if they do not suffice."""
 
+ENDLESS_S = 1e300
+"""A period that any plan keeps: finite, to tell it from what cannot be."""
+
 _PROOF = 1e-12  # a plan better by less than this fraction is not better: rounding
 
 
@@ -121,12 +124,12 @@ def _least_period(
     """
     search = PeriodSearch(tables)
     progress.bound_s = _least_work(tables)
-    trial = float("inf") if limits.cutoff_s is None else limits.cutoff_s
+    trial = ENDLESS_S if limits.cutoff_s is None else limits.cutoff_s
     true = True  # the programme's value of the last plan is its true one
     for _ in range(MAX_TRIALS):
         steps = search.reach(trial, limits, progress)
         if steps is None:
-            progress.bound_s = max(progress.bound_s, trial)
+            progress.bound_s = float("inf") if trial == ENDLESS_S else max(progress.bound_s, trial)
             if progress.relaxed_s == float("inf"):
                 return
         else:

@@ -1,0 +1,281 @@
+"""The chain solver: equal to brute force on small instances, and how long large ones take.
+
+    python benchmarks/chain.py [--quick] [--json FILE] [--instance FILE]
+
+``--instance`` takes a chain of published layer times on two kinds of board (JSON with ``types``,
+``elements_out``, ``elements_in``, ``memory_megabytes``, ``batch``) and prints its optima.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from planner.cost import CostModel
+from planner.problem import PlanningProblem
+from planner.request import PlanRequest, Split
+from planner.solvers.base import TOLERANCE, SolveLimits, SolverResult, SolveStatus
+from planner.solvers.chain import ChainSolver
+from planner.solvers.exhaustive import ExhaustiveSolver
+from profiler.cluster import Cluster, DefaultLink, Device, Host, Link
+from profiler.errors import InvalidInputError
+from profiler.graph import Layer, ModelGraph, Tensor, Weight
+from profiler.profile import Conditions, DeviceTimings, Measurement, Profile
+from tests.support.worlds import random_chain
+
+Records = list[dict[str, object]]
+
+
+def main() -> None:
+    """Run the measurements that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer repeats, same measures")
+    parser.add_argument("--json", type=Path, help="also write the records here")
+    parser.add_argument("--instance", type=Path, help="a published chain to solve as well")
+    args = parser.parse_args()
+    records = [mismatches(300 if args.quick else 1500)]
+    records += [
+        timed("chain_48x8_s", chain(48, [4, 4], same_links=True), 3 if args.quick else 9),
+        timed("chain_96x12_s", chain(96, [1] * 12, same_links=False), 1 if args.quick else 3),
+    ]
+    if args.instance:
+        records += [published(args.instance, count) for count in (1, 2, 4, 8)]
+    for record in records:
+        print(f"{record['measure']:34} {record['value']:>12.6g} {record['unit']:6}", end="  ")
+        print(", ".join(f"{k} {v}" for k, v in dict(record["conditions"]).items()))  # type: ignore[call-overload]
+    if args.json:
+        args.json.write_text(json.dumps(records, indent=1) + "\n")
+
+
+def mismatches(count: int) -> dict[str, object]:
+    """Random small chains whose proved optimum differs from brute force."""
+    wrong = proved = compared = seed = 0
+    while compared < count:
+        profile, request, microbatch = random_chain(random.Random(seed))
+        seed += 1
+        try:
+            problem = PlanningProblem.build(profile, request, microbatch=microbatch)
+        except InvalidInputError:
+            continue
+        compared += 1
+        cost = CostModel(problem)
+        one = ChainSolver().solve(problem, cost=cost, limits=SolveLimits())
+        other = ExhaustiveSolver().solve(problem, cost=cost, limits=SolveLimits())
+        proved += one.status in (SolveStatus.OPTIMAL, SolveStatus.INFEASIBLE)
+        wrong += not _agree(one, other)
+    return {
+        "measure": "chain_vs_exhaustive_mismatches",
+        "value": wrong,
+        "unit": "count",
+        "conditions": {"instances": compared, "proved": proved, "objectives": "both"},
+    }
+
+
+def _agree(one: SolverResult, other: SolverResult) -> bool:
+    if one.objective_s is None or other.objective_s is None:
+        return one.objective_s is other.objective_s
+    if one.status is SolveStatus.OPTIMAL:
+        return abs(one.objective_s - other.objective_s) <= TOLERANCE * other.objective_s
+    return (one.bound_s or 0.0) <= other.objective_s * (1 + TOLERANCE)
+
+
+def timed(measure: str, profile: Profile, repeats: int) -> dict[str, object]:
+    """Median seconds from a profile to a proved optimum, single-device stages, throughput."""
+    request = PlanRequest(batch_size=8, microbatch_size=1, splits=(Split.LAYERS,))
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        problem = PlanningProblem.build(profile, request, microbatch=1)
+        result = ChainSolver().solve(
+            problem,
+            cost=CostModel(problem),
+            limits=SolveLimits(deadline=time.monotonic() + 300),
+        )
+        seconds.append(time.perf_counter() - start)
+    return {
+        "measure": measure,
+        "value": statistics.median(seconds),
+        "unit": "s",
+        "conditions": {
+            "layers": len(profile.model.layers),
+            "devices": len(profile.cluster.device),
+            "status": str(result.status),
+            "repeats": repeats,
+            "worst_s": round(max(seconds), 4),
+        },
+    }
+
+
+def chain(num_layers: int, counts: list[int], *, same_links: bool, seed: int = 1) -> Profile:
+    """Random layer times on devices of several types, with transfers that occupy them a little."""
+    rng = random.Random(seed)
+    types = [f"type{k}" for k, count in enumerate(counts) for _ in range(count)]
+    names = [f"n{i}" for i in range(len(types))]
+    base = [rng.uniform(0.5, 5.0) * 1e-3 for _ in range(num_layers)]
+    speed = {kind: rng.uniform(0.4, 2.5) for kind in types}
+    links = () if same_links else tuple(
+        Link(
+            source=a,
+            target=b,
+            latency_s=1e-4,
+            bytes_per_s=rng.uniform(2e7, 2e8),
+            occupancy=rng.uniform(0, 1),
+        )
+        for a in names
+        for b in names
+        if a != b
+    )  # fmt: skip
+    cluster = Cluster(
+        hosts=tuple(
+            Host(name=n, devices=(Device(name="cpu", type=kind, memory_bytes=2**33),))
+            for n, kind in zip(names, types, strict=True)
+        ),
+        links=links,
+        default_link=DefaultLink(latency_s=1e-4, bytes_per_s=1.25e8, occupancy=0.3),
+    )
+    seconds = {
+        kind: [t * speed[kind] * rng.uniform(0.8, 1.25) for t in base] for kind in set(types)
+    }
+    return _profile(
+        cluster,
+        types,
+        seconds,
+        widths=[rng.choice((4096, 16384, 65536)) for _ in range(num_layers + 1)],
+        weights=[2**20] * num_layers,
+    )
+
+
+def _profile(
+    cluster: Cluster,
+    types: list[str],
+    seconds: dict[str, list[float]],
+    *,
+    widths: list[int],
+    weights: list[int],
+    items: int = 1,
+) -> Profile:
+    num_layers = len(weights)
+    tensors = [
+        Tensor(
+            name=f"t{i}",
+            producer=f"l{i - 1}" if i else None,
+            shape=("batch", width),
+            dtype="float32",
+            batch_dim=0,
+        )
+        for i, width in enumerate(widths)
+    ]
+    graph = ModelGraph(
+        name="chain",
+        source="module",
+        ref="benchmarks:chain",
+        captured_by="benchmark",
+        dtype="float32",
+        fingerprint="sha256:chain",
+        inputs=("t0",),
+        outputs=(f"t{num_layers}",),
+        symbols={"batch": 2},
+        layers=tuple(
+            Layer(
+                name=f"l{i}",
+                module_type="Linear",
+                modules=(f"l{i}",),
+                twin=f"twin{i}",
+                reads=(f"t{i}",),
+                writes=(f"t{i + 1}",),
+                weights=(f"w{i}",),
+            )
+            for i in range(num_layers)
+        ),
+        tensors=tuple(tensors),
+        weights=tuple(Weight(name=f"w{i}", num_bytes=w) for i, w in enumerate(weights)),
+    )
+    devices = dict(zip(cluster.device, types, strict=True))
+    timings = []
+    for kind in dict.fromkeys(types):
+        same = tuple(name for name, own in devices.items() if own == kind)
+        rows = {
+            f"twin{i}": (
+                Measurement(items=items, median_s=t, spread=0.0, samples=1, peak_bytes=0),
+            )
+            for i, t in enumerate(seconds[kind])
+        }
+        timings.append(DeviceTimings(measured_on=same[0], devices=same, layers=rows))
+    return Profile(
+        model=graph,
+        cluster=cluster,
+        batch_sizes=(items,),
+        timings=tuple(timings),
+        conditions=Conditions(
+            torch="-", python="-", dtype="float32", processor="-", load_average=0.0
+        ),
+    )
+
+
+def published(path: Path, count: int) -> dict[str, object]:
+    """Optimum of a published chain with ``count`` boards of each kind, fully overlapped.
+
+    A root that only feeds and gathers stands apart from the boards, on links that cost nothing.
+    """
+    data = json.loads(path.read_text())
+    kinds = list(data["types"])
+    types = ["root", *(kind for kind in kinds for _ in range(count))]
+    names = ["root", *(f"b{i}" for i in range(2 * count))]
+    rate = data["types"][kinds[0]]["bandwidth_megabits"] * 1e6 / 8
+    free = dict(latency_s=0.0, bytes_per_s=1e18)
+    cluster = Cluster(
+        hosts=tuple(
+            Host(name=n, devices=(Device(name="cpu", type=kind, memory_bytes=2**40),))
+            for n, kind in zip(names, types, strict=True)
+        ),
+        links=tuple(
+            Link(source=a, target=b, **free)
+            for n in names[1:]
+            for a, b in (("root", n), (n, "root"))
+        ),
+        default_link=DefaultLink(latency_s=0.0, bytes_per_s=rate),
+    )
+    seconds = {kind: list(data["types"][kind]["seconds"]) for kind in kinds}
+    seconds["root"] = [1e6] * len(seconds[kinds[0]])
+    memory = [round(m * 1e6) for m in data["memory_megabytes"]]
+    profile = _profile(
+        cluster,
+        types,
+        seconds,
+        widths=[data["elements_in"], *data["elements_out"]],
+        weights=memory,
+        items=data["batch"],
+    )
+    request = PlanRequest(
+        batch_size=data["batch"],
+        microbatch_size=data["batch"],
+        splits=(Split.LAYERS,),
+        max_bytes={
+            f"{n}/cpu": round(data["types"][kind]["memory_megabytes"] * 1e6)
+            for n, kind in zip(names[1:], types[1:], strict=True)
+        },
+    )
+    start = time.perf_counter()
+    problem = PlanningProblem.build(profile, request, microbatch=data["batch"])
+    result = ChainSolver().solve(problem, cost=CostModel(problem), limits=SolveLimits())
+    return {
+        "measure": f"published_{count}+{count}_s",
+        "value": result.objective_s,
+        "unit": "s",
+        "conditions": {
+            "status": str(result.status),
+            "bound_s": result.bound_s,
+            "solve_s": round(time.perf_counter() - start, 3),
+        },
+    }
+
+
+if __name__ == "__main__":
+    main()
