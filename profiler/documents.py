@@ -12,18 +12,16 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Hashable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
 
-from profiler.errors import ApportionError, InvalidInputError
+from profiler.errors import InvalidInputError
 from profiler.units import parse_bytes, parse_bytes_per_s, parse_seconds
-
-MAX_YAML_BYTES = 64 * 2**20
-"""Larger YAML is refused: no document that people write comes near it."""
+from profiler.yamltext import bounded_integer, dump_yaml, parse_yaml
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
@@ -92,7 +90,7 @@ class Document(Record):
         Raises:
             InvalidInputError: as for :meth:`load`.
         """
-        data = _parse_json(text, name) if is_json else _parse_yaml(text, name)
+        data = _parse_json(text, name) if is_json else parse_yaml(text, name)
         if not isinstance(data, dict):
             raise InvalidInputError(
                 f"{name} is not a {cls.__name__}: it holds no mapping at the top"
@@ -103,19 +101,22 @@ class Document(Record):
             return cls.model_validate_json(json.dumps(data))
         except ValidationError as error:
             raise InvalidInputError(describe(error, name)) from error
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise InvalidInputError(f"{name}: {error}") from error
 
     @classmethod
     def _check_header(cls, data: Mapping[str, object], name: str) -> None:
         kind = cls.model_fields["kind"].default
         if data.get("kind") != kind:
-            raise InvalidInputError(f"{name} is not a {kind}: its kind is {data.get('kind')!r}")
+            theirs = data.get("kind")
+            shown = repr(theirs[:80]) if isinstance(theirs, str) else "not given as text"
+            raise InvalidInputError(f"{name} is not a {kind}: its kind is {shown}")
         ours = str(cls.model_fields["format_version"].default)
         theirs = data.get("format_version")
         if not isinstance(theirs, str) or theirs.split(".")[0] != ours.split(".")[0]:
+            stated = f"format_version {theirs[:80]!r}" if isinstance(theirs, str) else "no version"
             raise InvalidInputError(
-                f"{name} has format_version {theirs!r}; this apportion reads {ours!r} "
+                f"{name} has {stated}; this apportion reads {ours!r} "
                 f"(major {ours.split('.')[0]}): write it again with the matching release"
             )
 
@@ -124,9 +125,7 @@ class Document(Record):
         data = self.model_dump(mode="json", exclude_none=True)
         if as_json:
             return json.dumps(data, indent=1, allow_nan=False) + "\n"
-        return yaml.dump(
-            data, Dumper=_YamlDumper, sort_keys=False, default_flow_style=None, width=100
-        )
+        return dump_yaml(data)
 
     def dump(self, path: str | os.PathLike[str]) -> None:
         """Write to ``path`` atomically, in the form its suffix asks for.
@@ -160,7 +159,7 @@ def read_text(path: Path) -> str:
         raise InvalidInputError(f"there is no file {path}") from error
     except IsADirectoryError as error:
         raise InvalidInputError(f"{path} is a directory; a file is needed here") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # a ValueError: not UTF-8, or a NUL in the name
         raise InvalidInputError(f"cannot read {path}: {error}") from error
 
 
@@ -171,13 +170,16 @@ def require_writable(path: str | os.PathLike[str]) -> Path:
         InvalidInputError: it is a directory, or its directory is missing or closed.
     """
     file = Path(path)
-    if file.is_dir():
-        raise InvalidInputError(f"{file} is a directory; give the name of a file to write")
-    parent = file.parent
-    if not parent.is_dir():
-        raise InvalidInputError(
-            f"cannot write {file}: there is no directory {parent}; create it first"
-        )
+    try:
+        if file.is_dir():
+            raise InvalidInputError(f"{file} is a directory; give the name of a file to write")
+        parent = file.parent
+        if not parent.is_dir():
+            raise InvalidInputError(
+                f"cannot write {file}: there is no directory {parent}; create it first"
+            )
+    except OSError as error:  # a name that is too long, a loop of links
+        raise InvalidInputError(f"cannot write {file}: {error}") from error
     if not os.access(parent, os.W_OK):
         raise InvalidInputError(f"cannot write {file}: directory {parent} is not writable")
     return file
@@ -186,15 +188,21 @@ def require_writable(path: str | os.PathLike[str]) -> Path:
 def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Replace ``path`` by ``content`` in one step; readers see the old file or the new one.
 
+    A symbolic link stays one; its target is replaced. What is not a file (a pipe, ``/dev/null``)
+    is written to, never replaced.
+
     Raises:
         InvalidInputError: the path cannot be written; no partial file is left behind.
     """
-    file = require_writable(path)
+    file = Path(os.path.realpath(require_writable(path)))
     data = content.encode() if isinstance(content, str) else content
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+        if file.exists() and not file.is_file():
+            file.write_bytes(data)
+            return
+        handle, temporary = tempfile.mkstemp(prefix=".apportion-", dir=file.parent)
     except OSError as error:
-        raise InvalidInputError(f"cannot write {file}: {error}") from error
+        raise InvalidInputError(f"cannot write {path}: {error}") from error
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(data)
@@ -206,7 +214,7 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
     except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise InvalidInputError(f"cannot write {file}: {error}") from error
+            raise InvalidInputError(f"cannot write {path}: {error}") from error
         raise
 
 
@@ -235,69 +243,13 @@ def _parse_json(text: str, name: str) -> object:
     def refuse_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            repeated = sorted({k for k, _ in pairs if sum(k == other for other, _ in pairs) > 1})
-            raise InvalidInputError(f"{name}: key {repeated[0]!r} appears twice")
+            (repeated, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+            raise InvalidInputError(f"{name}: key {repeated[:80]!r} appears twice")
         return found
 
     try:
-        return json.loads(text, object_pairs_hook=refuse_duplicates)
-    except ApportionError:
+        return json.loads(text, object_pairs_hook=refuse_duplicates, parse_int=bounded_integer)
+    except InvalidInputError:
         raise
     except (ValueError, RecursionError) as error:
         raise InvalidInputError(f"{name} is not JSON, or it is cut short: {error}") from error
-
-
-class _YamlLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Plain data only: no tags, no timestamps, no duplicate keys."""
-
-
-_YamlLoader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith(":timestamp")]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-
-def _construct_mapping(loader: Any, node: yaml.MappingNode) -> dict[Hashable, object]:
-    found: dict[Hashable, object] = {}
-    for key_node, value_node in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        if not isinstance(key, str):
-            raise yaml.constructor.ConstructorError(
-                None, None, f"key {key!r} is not text", key_node.start_mark
-            )
-        if key in found:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"key {key!r} appears twice", key_node.start_mark
-            )
-        found[key] = loader.construct_object(value_node, deep=True)
-    return found
-
-
-_YamlLoader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
-
-
-class _YamlDumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
-    """Never writes aliases, so that a plan reads top to bottom."""
-
-    def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002  (signature is PyYAML's)
-        return True
-
-
-def _parse_yaml(text: str, name: str) -> object:
-    if len(text) > MAX_YAML_BYTES:
-        raise InvalidInputError(
-            f"{name} is {len(text)} bytes long; at most {MAX_YAML_BYTES} are read"
-        )
-    try:
-        # Aliases can blow a few lines up to gigabytes; no document of ours needs one.
-        if "*" in text and any(
-            isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_YamlLoader)
-        ):
-            raise InvalidInputError(
-                f"{name}: YAML aliases (*name) are not read; write the value out"
-            )
-        return yaml.load(text, Loader=_YamlLoader)
-    except ApportionError:
-        raise
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise InvalidInputError(f"{name} is not valid YAML, or it is cut short: {error}") from error

@@ -24,7 +24,7 @@ _BINARY: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.Add: lambda a, b: a + b,
     ast.Sub: lambda a, b: a - b,
     ast.Mult: lambda a, b: a * b,
-    ast.Div: lambda a, b: a / b,
+    ast.Div: lambda a, b: _divide(a, b),
     ast.FloorDiv: lambda a, b: a // b,
     ast.Mod: lambda a, b: a % b,
     ast.Pow: lambda a, b: a**b,
@@ -43,9 +43,14 @@ _FUNCTIONS: dict[str, Callable[..., float]] = {
     "CeilToInt": math.ceil,
     "FloorToInt": math.floor,
     "TruncToInt": math.trunc,
-    "IntTrueDiv": lambda a, b: a / b,
+    "IntTrueDiv": lambda a, b: _divide(a, b),
     "ToFloat": float,
 }
+
+
+def _divide(a: float, b: float) -> float:
+    # Whole results stay whole numbers: floats lose digits beyond 2**53.
+    return a // b if isinstance(a, int) and isinstance(b, int) and a % b == 0 else a / b
 
 
 def evaluate(size: Size, symbols: Mapping[str, int]) -> int:
@@ -59,10 +64,17 @@ def evaluate(size: Size, symbols: Mapping[str, int]) -> int:
     """
     if isinstance(size, int):
         return size
-    value = _value(_parse(size), size, symbols)
-    if value != int(value):
+    try:
+        value = _value(_parse(size), size, symbols)
+        whole = int(value)
+    except (ArithmeticError, TypeError, ValueError, RecursionError) as error:
+        if isinstance(error, InvalidInputError):
+            raise
+        # An endless or complex number, a function with too few arguments, too many brackets.
+        raise InvalidInputError(f"size {size[:80]!r} cannot be computed: {error}") from error
+    if value != whole or (isinstance(value, float) and abs(value) > 2**53):
         raise InvalidInputError(f"size {size!r} is not a whole number at {dict(symbols)}: {value}")
-    return int(value)
+    return whole
 
 
 def symbols_of(size: Size) -> frozenset[str]:
@@ -128,10 +140,7 @@ def _value(node: ast.expr, text: str, symbols: Mapping[str, int]) -> float:
             a, b = _value(left, text, symbols), _value(right, text, symbols)
             if isinstance(op, ast.Pow) and (abs(b) > 8 or abs(a) > 2**40):
                 raise InvalidInputError(f"size {text!r} grows without measure")
-            try:
-                return _BINARY[type(op)](a, b)
-            except (ZeroDivisionError, OverflowError) as error:
-                raise InvalidInputError(f"size {text!r} cannot be computed: {error}") from error
+            return _BINARY[type(op)](a, b)
         case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _FUNCTIONS:
             return _FUNCTIONS[name](*(_value(a, text, symbols) for a in args))
         case _:

@@ -161,6 +161,14 @@ class ModelGraph(Record):
         for name in (*self.inputs, *self.outputs):
             if name not in known:
                 yield f"input or output {name!r} is not a tensor of the graph"
+        written = {name for layer in self.layers for name in layer.writes}
+        for tensor in self.tensors:
+            if tensor.producer is not None and tensor.name not in written:
+                yield f"tensor {tensor.name!r} is not written by {tensor.producer!r}"
+            if tensor.dtype not in DTYPE_BYTES:
+                yield f"tensor {tensor.name!r} has an unknown dtype {tensor.dtype!r}"
+            if tensor.batch_dim is not None and not 0 <= tensor.batch_dim < len(tensor.shape):
+                yield f"tensor {tensor.name!r} has no dim {tensor.batch_dim}"
 
     @cached_property
     def layer_index(self) -> dict[str, int]:

@@ -50,6 +50,8 @@ def _interpolate(points: Sequence[tuple[int, float]], items: int) -> float:
         slope = (values[-1] - values[-2]) / (sizes[-1] - sizes[-2])
         return values[-1] + slope * (items - sizes[-1])
     right = bisect_left(sizes, items)
+    if sizes[right] == items:
+        return values[right]
     left = right - 1
     weight = (items - sizes[left]) / (sizes[right] - sizes[left])
     return values[left] + weight * (values[right] - values[left])
