@@ -1,1 +1,34 @@
-"""Running plans: ranks, transfers, aggregation, verification."""
+"""Running plans: ranks, transfers, aggregation, verification.
+
+Loads torch on first use only, so that the command line can read plans without it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from executor.report import RunReport
+    from executor.running import RunOptions, run
+    from executor.session import RunResult, Session
+    from executor.verification import verify
+
+__all__ = ["RunOptions", "RunReport", "RunResult", "Session", "run", "verify"]
+
+_HOMES = {
+    "RunOptions": "executor.running",
+    "RunReport": "executor.report",
+    "RunResult": "executor.session",
+    "Session": "executor.session",
+    "run": "executor.running",
+    "verify": "executor.verification",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded on first use (PEP 562): `import executor` stays light.
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from executor.distribute import WEIGHTS_FILE
 from executor.pipeline import StageModule
 from executor.schedule import Schedule
 from planner.planfile import Plan
@@ -25,7 +26,7 @@ from profiler.documents import write_atomically
 from profiler.graph import ModelGraph
 from profiler.operators import changed_inputs
 from profiler.program import StageProgram, WeightPort
-from profiler.weights import Recipe, fill
+from profiler.weights import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +56,17 @@ class RankBundle:
 
 
 def write_bundle(
-    directory: Path, *, plan: Plan, captured: Captured, threads: dict[int, int]
+    directory: Path,
+    *,
+    plan: Plan,
+    captured: Captured,
+    threads: dict[int, int],
+    shared_disk: bool = True,
 ) -> Schedule:
     """Write everything the plan's ranks need below ``directory``; returns the plan's schedule.
 
-    ``threads`` are the processor threads each rank computes with.
+    ``threads`` are the processor threads each rank computes with. Without ``shared_disk`` other
+    ranks cannot read ``directory``: weights that are only there are marked as held by rank 0.
     """
     schedule = Schedule(plan, captured.graph)
     shared = {
@@ -82,6 +89,13 @@ def write_bundle(
         if not port.constant
     )
     recipes = captured.source.weights.recipes(needed, directory=directory) if needed else {}
+    if not shared_disk:
+        recipes = {
+            name: {"root": recipe["key"]}
+            if recipe.get("file") == str(directory / WEIGHTS_FILE)
+            else recipe
+            for name, recipe in recipes.items()
+        }
     for rank, program in programs.items():
         own: dict[str, Any] = {"program": None, "recipes": {}}
         if program is not None:
@@ -107,18 +121,17 @@ def load_stage(
     *,
     rank: int,
     device: torch.device,
-    read: Callable[[str, Recipe, torch.Tensor], None] | None = None,
+    read: Callable[[str, Recipe, torch.Tensor], None],
 ) -> StageModule | None:
     """Build the rank's stage and fill its weights; None for a rank without a stage.
 
-    Tied weights of one stage are held once. ``read`` replaces reading recipes from files.
+    ``read`` fills a tensor by a recipe. Tied weights of one stage are held once.
     """
     role = schedule.role(rank)
     if role is None or bundle.program is None:
         return None
     constants = load_file(bundle.directory / "constants.safetensors")
     held: dict[str, torch.Tensor] = {}
-    read = read or (lambda name, recipe, target: fill(target, recipe, name=name))
 
     def weight(port: WeightPort) -> torch.Tensor:
         if port.constant:

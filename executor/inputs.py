@@ -1,12 +1,11 @@
-"""Inputs and outputs of a run: from what people pass, to named tensors, and back.
+"""Inputs of a run: from what people pass, or a file, to named and checked tensors.
 
-Tensors in files are npz or safetensors, by suffix; names are those of the model's parameters
-(inputs) and of the fields of its answer (outputs). Never pickle.
+Tensors in files are npz or safetensors, by suffix; names are those of ``forward``'s parameters.
+Never pickle.
 """
 
 from __future__ import annotations
 
-import io
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,11 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch.utils import _pytree as pytree
+from safetensors.torch import load_file
 
 from profiler.capture import Captured
-from profiler.documents import require_writable, write_atomically
 from profiler.errors import InvalidInputError
 from profiler.export import named_leaves
 from profiler.expressions import BATCH, evaluate, rows_per_item, symbols_of
@@ -162,32 +159,6 @@ def _bind(
                 )
 
 
-def output_names(captured: Captured) -> list[str]:
-    """A name for each leaf of the model's answer: field, key or position."""
-    leaves = len(captured.encoded.program.outputs)
-    answer = captured.unflatten_outputs(list(range(leaves)))
-    names: list[str] = []
-    for path, _ in pytree.tree_flatten_with_path(answer)[0]:
-        parts = [str(getattr(p, "key", getattr(p, "idx", getattr(p, "name", p)))) for p in path]
-        names.append("_".join(parts) if not all(p.isdigit() for p in parts) else "")
-    return [name or (f"output_{i}" if len(names) > 1 else "output") for i, name in enumerate(names)]
-
-
-def answer_leaves(
-    captured: Captured, gathered: Mapping[str, torch.Tensor], run: RunInputs
-) -> list[Any]:
-    """The leaves of the model's answer, from the tensors that the ranks computed."""
-    symbols = {**captured.graph.symbols, **run.symbols, BATCH: run.num_items}
-    leaves: list[Any] = []
-    for leaf in captured.encoded.program.outputs:
-        if leaf.value is not None:
-            found = gathered.get(leaf.value)
-            leaves.append(run.tensors[leaf.value] if found is None else found)
-        else:
-            leaves.append(leaf.constant if leaf.size is None else evaluate(leaf.size, symbols))
-    return leaves
-
-
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of an npz or safetensors file.
 
@@ -213,36 +184,3 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
             ) from error
     raise InvalidInputError(f"{path} has suffix {path.suffix!r}; tensors are read from "
                             f"{' or '.join(SUFFIXES)} files")  # fmt: skip
-
-
-def require_tensor_file(path: Path) -> Path:
-    """``path``, after checking that tensors can be written there.
-
-    Raises:
-        InvalidInputError: another suffix, a directory, not writable.
-    """
-    if path.suffix not in SUFFIXES:
-        raise InvalidInputError(
-            f"{path} has suffix {path.suffix!r}; tensors are written to {' or '.join(SUFFIXES)}"
-        )
-    return require_writable(path)
-
-
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write tensors to an npz or safetensors file, atomically.
-
-    Raises:
-        InvalidInputError: as for :func:`require_tensor_file`; a dtype that npz lacks.
-    """
-    require_tensor_file(path)
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    if path.suffix == ".safetensors":
-        write_atomically(path, save({n: t.clone() for n, t in whole.items()}))
-        return
-    try:
-        arrays = {name: tensor.numpy() for name, tensor in whole.items()}
-    except TypeError as error:
-        raise InvalidInputError(f"{path}: {error}; write a .safetensors file instead") from error
-    stream = io.BytesIO()
-    np.savez(stream, **arrays)  # type: ignore[arg-type]
-    write_atomically(path, stream.getvalue())

@@ -116,9 +116,9 @@ class LocalRanks:
             data = os.read(key.fd, 1 << 16)
             if not data:
                 self._selector.unregister(key.fileobj)
-                if key.data == "status":
+                if not self._selector.get_map():
                     raise RankFailedError(
-                        "the ranks could not be started: the process they are forked from ended "
+                        "the ranks ended without a word: the process they are forked from ended "
                         f"with status {self._process.wait()}; its messages stand above"
                     )
                 continue

@@ -122,7 +122,12 @@ class _Run:
         self.recorder = recorder
         self.record = RankRecord()
         self.sinks = self._sinks(num_items) if loop.rank == self.schedule.root else {}
+        # Under way, oldest first: answers and inputs by step, what pieces send on by piece. Kept
+        # apart because they end at different times: waiting for a next step's inputs to leave
+        # while this step's results are still owed would wait forever.
         self.collecting: deque[list[Pending]] = deque()
+        self.feeding: deque[list[Pending]] = deque()
+        self.sending: deque[list[Pending]] = deque()
 
     def _sinks(self, num_items: int) -> dict[str, Aggregator]:
         chosen = choose_aggregator(self.schedule.plan.spec.aggregation.strategy)
@@ -155,11 +160,23 @@ class _Run:
                     waiting.append(arriving)
                 self._piece(waiting.popleft())
             self.record.step_ends_s.append(time.perf_counter())
-            while len(self.collecting) > 2:
-                self._collect(self.collecting.popleft())
-        self.transport.settle()
-        while self.collecting:
-            self._collect(self.collecting.popleft())
+            self._settle(steps=2)
+        self._settle(steps=0)
+        self._finish(self.sending, at_most=0)
+
+    def _settle(self, *, steps: int) -> None:
+        """Wait until inputs and answers of no more than the last ``steps`` steps are under way."""
+        self._finish(self.feeding, at_most=steps)
+        while len(self.collecting) > steps:
+            for one in self.collecting.popleft():
+                part = self.transport.finish(one)
+                low, high = one.message.items or (0, 0)
+                self.sinks[one.message.tensor].place(part, low, high)
+
+    def _finish(self, queue: deque[list[Pending]], *, at_most: int) -> None:
+        while len(queue) > at_most:
+            for one in queue.popleft():
+                self.transport.finish(one)
 
     # --- the root's own duties ---------------------------------------------------------------
 
@@ -168,9 +185,13 @@ class _Run:
         if index >= len(work):
             return
         step = work[index]
-        for message in step.feeds:
-            if message.target != self.loop.rank:
+        self.feeding.append(
+            [
                 self.transport.send(self._input(message), message)
+                for message in step.feeds
+                if message.target != self.loop.rank
+            ]
+        )
         pending = []
         for message in step.collects:
             if message.source != self.loop.rank:
@@ -179,14 +200,7 @@ class _Run:
                 if buffer is None:
                     buffer = self._buffer(message)
                 pending.append(self.transport.receive(buffer, message))
-        if step.feeds or step.collects:
-            self.collecting.append(pending)
-
-    def _collect(self, pending: list[Pending]) -> None:
-        for one in pending:
-            part = self.transport.finish(one)
-            low, high = one.message.items or (0, 0)
-            self.sinks[one.message.tensor].place(part, low, high)
+        self.collecting.append(pending)
 
     def _input(self, message: Message) -> torch.Tensor:
         return self._cut(self.inputs[message.tensor], message, 0)
@@ -215,10 +229,10 @@ class _Run:
         received = time.perf_counter()
         self._compute(stage, piece, values)
         computed = time.perf_counter()
-        for message in piece.sends:
-            self._send(message, values, piece)
+        sent = [self._send(message, values, piece) for message in piece.sends]
+        self.sending.append([one for one in sent if one is not None])
         # Bounded memory: what was sent more than ``depth`` pieces ago must have left.
-        self.transport.settle(at_most=self.loop.depth * max(1, len(piece.sends)))
+        self._finish(self.sending, at_most=self.loop.depth)
         self.record.items.append(piece.items[1] - piece.items[0])
         self.record.waited_s.append(received - begun)
         self.record.computed_s.append(computed - received)
@@ -257,7 +271,9 @@ class _Run:
                 self.recorder(name, None if shared else piece.items, tensor)
         values.update(produced)
 
-    def _send(self, message: Message, values: Mapping[str, torch.Tensor], piece: Piece) -> None:
+    def _send(
+        self, message: Message, values: Mapping[str, torch.Tensor], piece: Piece
+    ) -> Pending | None:
         part = self._cut(values[message.tensor], message, piece.items[0])
         expected = self._shape_of(message)
         if tuple(part.shape) != expected:
@@ -268,8 +284,8 @@ class _Run:
         if message.target == self.loop.rank:
             low, high = message.items or (0, 0)
             self.sinks[message.tensor].place(part.to("cpu"), low, high)
-        else:
-            self.transport.send(part, message)
+            return None
+        return self.transport.send(part, message)
 
     # --- shapes ------------------------------------------------------------------------------
 

@@ -20,8 +20,12 @@ EVIDENCE = frozenset({"edited", "estimate", "objective", "bound", "status", "cer
 """Findings about what a plan says of itself: a reviewer's business, no danger to a run."""
 
 
-def preflight(plan: Plan, captured: Captured, *, profile: Profile | None) -> None:
+def preflight(
+    plan: Plan, captured: Captured, *, profile: Profile | None, here_only: bool = True
+) -> None:
     """Refuse ``plan`` if it is stale, breaks a rule, or does not fit this machine.
+
+    ``here_only``: all ranks run on this machine, so its devices and memory must do for them.
 
     ``profile`` is the one that the plan names; without it the rules that need measurements are
     not applied, and the ranks' own checks remain.
@@ -39,8 +43,9 @@ def preflight(plan: Plan, captured: Captured, *, profile: Profile | None) -> Non
         )
     if profile is not None:
         refuse(check_plan(plan, profile))
-    _devices(plan)
-    _memory(plan)
+    if here_only:
+        _devices(plan)
+        _memory(plan)
 
 
 def refuse(findings: tuple[Finding, ...]) -> None:

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from executor.bundle import RankBundle, load_stage
+from executor.distribute import RemoteWeights, send_weights
 from executor.pipeline import RankLoop, RankRecord
 from executor.schedule import Interval, Schedule
 from executor.transport import Transport
@@ -62,9 +63,6 @@ def serve(options: RankOptions, control: Control) -> None:
     torch.set_grad_enabled(False)
     schedule = Schedule(bundle.plan, bundle.graph)
     device = _device(bundle, options.rank)
-    baseline = resident_bytes()
-    stage = load_stage(bundle, schedule, rank=options.rank, device=device)
-    loaded = resident_bytes()
     world = len(bundle.plan.spec.ranks)
     dist.init_process_group(
         "gloo",
@@ -75,6 +73,13 @@ def serve(options: RankOptions, control: Control) -> None:
     )
     try:
         transport = Transport(rank=options.rank, timeout_s=options.timeout_s)
+        baseline = resident_bytes()
+        under_way = send_weights(options.directory, transport) if options.rank == 0 else []
+        weights = RemoteWeights(options.directory, transport, rank=options.rank)
+        stage = load_stage(bundle, schedule, rank=options.rank, device=device, read=weights.read)
+        for one in under_way:
+            transport.finish(one)
+        loaded = resident_bytes()
         loop = RankLoop(schedule, rank=options.rank, stage=stage, transport=transport)
         control.report(
             {

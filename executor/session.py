@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from executor.bundle import write_bundle
-from executor.inputs import RunInputs, answer_leaves, prepare_inputs
+from executor.inputs import RunInputs, prepare_inputs
 from executor.local import LocalRanks
+from executor.outputs import answer_leaves
 from executor.preflight import preflight
 from executor.report import RunReport, make_report
 from planner.planfile import Plan

@@ -6,10 +6,8 @@ accelerator pass through host memory: that works between any two devices.
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 from datetime import timedelta
-from math import prod
 
 import torch
 import torch.distributed as dist
@@ -36,15 +34,14 @@ class Transport:
         self.rank = rank
         self.timeout_s = timeout_s
         self._timeout = timedelta(seconds=timeout_s)
-        self._outgoing: deque[Pending] = deque()
 
-    def send(self, tensor: torch.Tensor, message: Message) -> None:
+    def send(self, tensor: torch.Tensor, message: Message) -> Pending:
         """Start sending ``tensor`` (any device, any strides)."""
         host = tensor.detach().to("cpu").contiguous()
         work = None
         if host.numel():
             work = self._guarded(dist.isend(_bytes(host), message.target, tag=message.tag), message)
-        self._outgoing.append(Pending(work=work, tensor=host, message=message, sending=True))
+        return Pending(work=work, tensor=host, message=message, sending=True)
 
     def receive(self, buffer: torch.Tensor, message: Message) -> Pending:
         """Start receiving into ``buffer`` (contiguous, on the host)."""
@@ -67,21 +64,6 @@ class Transport:
             except RuntimeError as error:
                 raise RankFailedError(self._explain(pending, error)) from error
         return pending.tensor
-
-    def settle(self, at_most: int = 0) -> None:
-        """Wait until no more than ``at_most`` messages are still being sent.
-
-        Raises:
-            RankFailedError: as for :meth:`finish`.
-        """
-        while self._outgoing and self._done(self._outgoing[0]):
-            self._outgoing.popleft()
-        while len(self._outgoing) > at_most:
-            self.finish(self._outgoing.popleft())
-
-    @staticmethod
-    def _done(pending: Pending) -> bool:
-        return pending.work is None or pending.work.is_completed()
 
     @staticmethod
     def _guarded(work: dist.Work | None, message: Message) -> dist.Work:
@@ -108,8 +90,3 @@ def _bytes(tensor: torch.Tensor) -> torch.Tensor:
     """The memory of a contiguous tensor as bytes: gloo then takes every dtype."""
     flat = tensor.reshape(-1) if tensor.ndim else tensor.reshape(1)
     return flat.view(torch.uint8)
-
-
-def empty_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
-    """Bytes that a tensor of this shape takes."""
-    return prod(shape) * torch.empty((), dtype=dtype).element_size()

@@ -4,8 +4,8 @@ Run as ``python -m executor.zygote``: reads one JSON line (:class:`executor.loca
 from standard input, imports torch, forks one child per rank, and reports on ``status`` how each of
 them ended. Nothing here imports the caller's main module, so plans can be run from any script.
 
-Every rank watches a lifeline, a pipe whose other end only the caller holds: when the caller is gone,
-however it went, the ranks end.
+Every rank watches a lifeline, a pipe whose other end only the caller holds: when the caller is
+gone, however it went, the ranks end.
 """
 
 from __future__ import annotations

@@ -106,20 +106,9 @@ class LayerBench:
         return noise.normal_(std=0.02, generator=self.generator).to(dtype).to(self.device)
 
     def inputs(self, items: int, *, varied: bool = False) -> Values:
-        """Example inputs of ``items`` items; ``varied`` makes every item different."""
-        values: Values = {}
-        traced = self.captured.traced
-        for port in self.captured.encoded.program.inputs:
-            example = traced.tensors[port.name]
-            dim = port.batch_dim
-            if dim is not None:
-                repeats = -(-items // example.shape[dim])
-                parts = [
-                    _vary(example, dim, k) if varied and k else example for k in range(repeats)
-                ]
-                example = torch.cat(parts, dim=dim).narrow(dim, 0, items)
-            values[port.name] = example.to(self.device).contiguous()
-        return values
+        """Example inputs of ``items`` items on the bench's device."""
+        made = example_inputs(self.captured, items, varied=varied)
+        return {name: tensor.to(self.device) for name, tensor in made.items()}
 
     def calls(self, items: int, *, varied: bool = False) -> Iterator[Call]:
         """The distinct layers at a batch size, in order, each once its inputs are known."""
@@ -147,6 +136,20 @@ class LayerBench:
     def spec(self, name: str) -> Tensor | None:
         """The graph's record of a tensor; None for a value inside the prelude."""
         return self.captured.graph.tensor.get(name)
+
+
+def example_inputs(captured: Captured, items: int, *, varied: bool = False) -> Values:
+    """Inputs of ``items`` items made from the example; ``varied`` makes every item different."""
+    values: Values = {}
+    for port in captured.encoded.program.inputs:
+        example = captured.traced.tensors[port.name]
+        dim = port.batch_dim
+        if dim is not None:
+            repeats = -(-items // example.shape[dim])
+            parts = [_vary(example, dim, k) if varied and k else example for k in range(repeats)]
+            example = torch.cat(parts, dim=dim).narrow(dim, 0, items)
+        values[port.name] = example.contiguous()
+    return values
 
 
 def _fresh(call: Call) -> tuple[torch.Tensor, ...]:

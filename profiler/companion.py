@@ -62,7 +62,7 @@ def companions(num: int, *, threads: int) -> Iterator[int]:
         arguments.append("--idle")
     started: list[subprocess.Popen[str]] = []
     try:
-        for _ in range(max(1, num)):
+        while len(started) < max(1, num):
             started.append(
                 subprocess.Popen(
                     arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -30,7 +30,8 @@ def discover(*, cpu_devices: int = 1, host: str | None = None) -> Cluster:
     cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if cpu_devices < 0 or (cpu_devices == 0 and cuda == 0):
         raise InvalidInputError(
-            f"cpu_devices is {cpu_devices} and this machine has {cuda} CUDA devices: no device is left"
+            f"cpu_devices is {cpu_devices} and this machine has {cuda} CUDA devices: "
+            "no device is left"
         )
     cores = available_cores()
     total, free = memory_limits()

@@ -129,7 +129,7 @@ class _Encoder:
             target = str(spec.target)
             if not isinstance(value, torch.Tensor):
                 raise UnsupportedModelError(
-                    f"{self.name} holds {target!r}, which is not a tensor and cannot be sent to ranks"
+                    f"{self.name} holds {target!r}, which is not a tensor: ranks cannot get it"
                 )
             constant = target not in state
             if constant:
@@ -241,7 +241,7 @@ class _Encoder:
                 return {"memory_format": str(value).removeprefix("torch.")}
             case _:
                 raise UnsupportedModelError(
-                    f"{where} passes a {type(value).__name__} to an operator; it cannot be sent to ranks"
+                    f"{where} passes a {type(value).__name__} to an operator: ranks cannot get it"
                 )
 
     def _node_arg(self, node: fx.Node) -> Arg:

@@ -23,7 +23,7 @@ _NUMBER_FUNCTIONS: dict[str, Callable[..., Any]] = {
     for module, names in (
         (
             operator,
-            "getitem add sub mul floordiv truediv mod pow neg pos abs eq ne lt le gt ge and_ or_ not_",
+            "getitem add sub mul floordiv truediv mod pow neg abs eq ne lt le gt ge and_ or_ not_",
         ),
         (math, "ceil floor trunc sqrt"),
         (torch, "sym_max sym_min sym_ite sym_float sym_int sym_not"),

@@ -1,0 +1,205 @@
+"""The ``apportion`` command: the verbs of all three packages, and ``run`` and ``verify``."""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from profiler.console import Format, commands, note, write_json, write_result
+from profiler.documents import require_writable
+from profiler.errors import ApportionError
+
+if TYPE_CHECKING:
+    from executor.report import RunReport
+    from planner.planfile import Plan
+
+EXIT_DIFFERENT = 6
+"""Exit code of ``verify`` when outputs differ."""
+
+app = commands("Split one PyTorch model over unequal machines: measure, decide, review, run.")
+
+PlanArgument = Annotated[Path, typer.Argument(help="Plan file.", metavar="PLAN")]
+ModelOption = Annotated[
+    str | None, typer.Option(help="The model, if it is not where the plan says.")
+]
+InputsOption = Annotated[
+    Path | None, typer.Option("--inputs", "-i", help="Tensors by input name: .npz or .safetensors.")
+]
+ReportOption = Annotated[Path | None, typer.Option(help="Where to write the run report (JSON).")]
+TimeoutOption = Annotated[
+    float, typer.Option("--timeout", help="Seconds a rank waits for one message.")
+]
+FormatOption = Annotated[Format, typer.Option("--format", help="Result on stdout.")]
+
+
+@app.command()
+def run(  # noqa: PLR0913  (one parameter a flag)
+    plan: PlanArgument,
+    inputs: InputsOption = None,
+    outputs: Annotated[
+        Path | None, typer.Option("--outputs", "-o", help="Answers by name: .npz or .safetensors.")
+    ] = None,
+    report: ReportOption = None,
+    model: ModelOption = None,
+    timeout: TimeoutOption = 120.0,
+    form: FormatOption = Format.TEXT,
+) -> None:
+    """Run a plan on inputs; alone on this machine, or as one of torchrun's processes.
+
+    Example: apportion run plan.yaml --inputs x.npz --outputs y.npz --report run.json
+
+    Several hosts: torchrun --nnodes 2 --nproc-per-node 2 ... -m executor run plan.yaml -i x.npz
+    """
+    from executor.torchrun import Environment
+
+    _require_outputs(outputs, report)
+    environment = Environment.read()
+    if environment is not None:
+        _run_as_rank(plan, inputs, outputs, report, model, timeout, environment)
+        return
+    from executor.inputs import read_tensors
+    from executor.outputs import answer_tensors, write_tensors
+    from executor.preflight import find_profile
+    from executor.running import load_plan, model_of
+    from executor.session import Session
+
+    given = read_tensors(_needed(inputs))
+    loaded, path = load_plan(plan)
+    captured = model_of(loaded, model, path)
+    with Session(
+        loaded, captured, profile=find_profile(loaded, path), timeout_s=timeout
+    ) as session:
+        result = session.run(given)
+    if outputs is not None:
+        write_tensors(outputs, answer_tensors(captured, result.outputs))
+    _finish(result.report, loaded, report, form)
+
+
+def _run_as_rank(  # noqa: PLR0913  (what the command was given)
+    plan_path: Path,
+    inputs: Path | None,
+    outputs: Path | None,
+    report: Path | None,
+    model: str | None,
+    timeout: float,
+    environment: Any,
+) -> None:
+    """One of torchrun's processes: rank 0 prepares and gathers, the others take part."""
+    from executor.inputs import prepare_inputs, read_tensors
+    from executor.outputs import answer_leaves, answer_tensors, write_tensors
+    from executor.preflight import find_profile, preflight
+    from executor.report import make_report
+    from executor.running import load_plan, model_of
+    from executor.schedule import Schedule
+    from executor.torchrun import World, require_world
+
+    loaded, path = load_plan(plan_path)
+    require_world(loaded, environment)
+    world = World(loaded, environment, timeout_s=timeout)
+    if environment.rank != 0:
+        world.follow()
+        return
+    try:
+        given = read_tensors(_needed(inputs))
+        captured = model_of(loaded, model, path)
+        profile = find_profile(loaded, path)
+        preflight(loaded, captured, profile=profile, here_only=False)
+        prepared = prepare_inputs(captured, given)
+        list(Schedule(loaded, captured.graph).steps(prepared.num_items))
+    except ApportionError as error:
+        world.refuse(error)
+        raise
+    gathered, started, ran = world.lead(captured, prepared, profile=profile)
+    answer = captured.unflatten_outputs(answer_leaves(captured, gathered, prepared))
+    if outputs is not None:
+        write_tensors(outputs, answer_tensors(captured, answer))
+    made = make_report(
+        Schedule(loaded, captured.graph),
+        started=started,
+        ran=ran,
+        num_items=prepared.num_items,
+        start_s=max(s["start_s"] for s in started),
+    )
+    _finish(made, loaded, report, Format.TEXT)
+
+
+@app.command()
+def verify(
+    plan: PlanArgument,
+    inputs: InputsOption = None,
+    report: ReportOption = None,
+    model: ModelOption = None,
+    timeout: TimeoutOption = 120.0,
+    form: FormatOption = Format.TEXT,
+) -> None:
+    """Compare a plan's answer with the undivided model's, stage by stage.
+
+    Exit code 6 when they differ; the first stage that does is named. Without --inputs one batch
+    is made up.
+    """
+    _require_outputs(None, report)
+    from executor.inputs import read_tensors
+    from executor.running import RunOptions
+    from executor.verification import lines
+    from executor.verification import verify as verify_plan
+
+    given = None if inputs is None else read_tensors(inputs)
+    made = verify_plan(plan, given, model=model, options=RunOptions(timeout_s=timeout))
+    check = made.outputs
+    assert check is not None
+    if report is not None:
+        made.dump(report)
+    if form is Format.JSON:
+        write_json(check.model_dump(mode="json"))
+    else:
+        write_result("\n".join([f"{plan}: {made.num_items} items", *lines(check)]))
+    if not check.equal:
+        raise typer.Exit(EXIT_DIFFERENT)
+
+
+def _needed(inputs: Path | None) -> Path:
+    if inputs is None:
+        raise typer.BadParameter("give the inputs: --inputs FILE")
+    return inputs
+
+
+def _require_outputs(outputs: Path | None, report: Path | None) -> None:
+    """Find out before the work whether its results can be written."""
+    from executor.outputs import require_tensor_file
+
+    if outputs is not None:
+        require_tensor_file(outputs)
+    if report is not None:
+        require_writable(report)
+
+
+def _finish(made: RunReport, plan: Plan, report: Path | None, form: Format) -> None:
+    from executor.report_text import report_lines
+
+    if report is not None:
+        made.dump(report)
+    if form is Format.JSON:
+        write_json(made.model_dump(mode="json", exclude_none=True))
+    else:
+        write_result("\n".join(report_lines(made)))
+    if os.environ.get("RANK") is None and plan.plan_id != plan.expected_id():
+        note("the plan was edited by hand after it was made: apportion check says what changed")
+
+
+def _mount(name: str) -> None:
+    """Add another package's commands to ours."""
+    other = import_module(name).app
+    app.registered_commands.extend(other.registered_commands)
+
+
+_mount("profiler.cli")
+_mount("planner.cli")
+
+
+def main() -> None:
+    """The console script."""
+    app()

@@ -1,0 +1,92 @@
+"""Weights that exist only on rank 0, to the ranks whose stages hold them.
+
+Needed when ranks on other hosts run a model that a factory made: its weights are in no file that
+they could read. Each goes to each rank that holds it, once, in an order both ends know.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+
+from executor.schedule import Message
+from executor.transport import Pending, Transport
+from profiler.errors import InvalidInputError
+from profiler.weights import Recipe, fill
+
+WEIGHTS_FILE = "weights.safetensors"
+TAG = 2**20
+"""Tag of weight messages: far from those of transfers."""
+
+
+def held_by_root(recipe: Recipe) -> bool:
+    """Whether a recipe says that the value must come from rank 0."""
+    return "root" in recipe
+
+
+def send_weights(directory: Path, transport: Transport) -> list[Pending]:
+    """Start sending every rank what it lacks; rank 0 calls this before loading its own."""
+    under_way: list[Pending] = []
+    file = directory / WEIGHTS_FILE
+    if not file.exists():
+        return under_way
+    for rank in range(1, dist.get_world_size()):
+        own = json.loads((directory / f"rank-{rank}.json").read_text())
+        names = dict.fromkeys(r["root"] for r in own["recipes"].values() if held_by_root(r))
+        for name in names:
+            with safe_open(file, framework="pt") as opened:
+                value = opened.get_tensor(name)
+            under_way.append(transport.send(value, _message(name, rank)))
+    return under_way
+
+
+class RemoteWeights:
+    """Reads recipes on one rank: files as they are, the rest from rank 0 in the agreed order."""
+
+    def __init__(self, directory: Path, transport: Transport, *, rank: int) -> None:
+        self.directory = directory
+        self.transport = transport
+        self.rank = rank
+
+    def read(self, name: str, recipe: Recipe, target: torch.Tensor) -> None:
+        """Fill ``target``."""
+        if not held_by_root(recipe):
+            if not _readable(recipe):
+                raise InvalidInputError(
+                    f"weight {name} is stored in {_first_file(recipe)}, which this host does not "
+                    "have: put the model directory at the same path on every host"
+                )
+            fill(target, recipe, name=name)
+        elif self.rank == 0:
+            stored = {"file": str(self.directory / WEIGHTS_FILE), "key": recipe["root"]}
+            fill(target, stored, name=name)
+        else:
+            host = torch.empty(target.shape, dtype=target.dtype)
+            message = _message(recipe["root"], self.rank)
+            target.copy_(self.transport.finish(self.transport.receive(host, message)))
+
+
+def _message(name: str, rank: int) -> Message:
+    return Message(
+        tag=TAG,
+        tensor=f"weight {name}",
+        source=0,
+        target=rank,
+        source_piece=-1,
+        target_piece=-1,
+        items=None,
+    )
+
+
+def _first_file(recipe: Recipe) -> str:
+    while "parts" in recipe:
+        recipe = recipe["parts"][0]
+    return str(recipe["file"])
+
+
+def _readable(recipe: Recipe) -> bool:
+    return Path(_first_file(recipe)).is_file()

@@ -1,0 +1,98 @@
+"""The undivided model, as the truth that plans are held against.
+
+The answer comes from the model itself where it can be loaded (a module, a factory, a directory);
+the tensors at stage boundaries from the captured program, run layer by layer with each layer's
+weights loaded for its turn only, so that a model that fits on no device can still be verified.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from executor.inputs import RunInputs
+from profiler.build import build_stage
+from profiler.capture import Captured
+from profiler.expressions import BATCH, evaluate
+from profiler.operators import changed_inputs
+from profiler.program import WeightPort
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Tensors of the captured program by name, and the leaves of the model's own answer.
+
+    ``leaves`` is None when the model itself could not be run; then ``why`` says so.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    leaves: list[Any] | None
+    why: str = ""
+
+
+def reference(captured: Captured, run: RunInputs, *, needed: set[str]) -> Reference:
+    """What the undivided model computes on ``run``; ``needed`` tensors are kept."""
+    tensors = dict(_streamed(captured, run, needed))
+    try:
+        leaves = _own_answer(captured, run)
+    except (MemoryError, RuntimeError, OSError) as error:
+        return Reference(tensors=tensors, leaves=None, why=f"{type(error).__name__}: {error}")
+    return Reference(tensors=tensors, leaves=leaves)
+
+
+def _streamed(
+    captured: Captured, run: RunInputs, needed: set[str]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Run layer after layer; a tensor is dropped once no later layer reads it."""
+    cpu = torch.device("cpu")
+    symbols = {**captured.graph.symbols, **run.symbols, BATCH: run.num_items}
+    values: dict[str, torch.Tensor] = dict(run.tensors)
+    last_reader = {name: i for i, layer in enumerate(captured.graph.layers) for name in layer.reads}
+    for index, layer in enumerate(captured.graph.layers):
+        program = captured.cutter.part([layer.name])
+        module = build_stage(program, device=cpu, weight=lambda port: _weight(captured, port))
+        changed = changed_inputs(program)
+        taken = [values[n].clone() if n in changed else values[n] for n in program.inputs]
+        with torch.inference_mode():
+            results = module(*taken, *(evaluate(size, symbols) for _, size in program.sizes))
+        values.update(zip(program.outputs, results, strict=True))
+        yield from ((n, values[n]) for n in program.outputs if n in needed)
+        for name in [n for n in values if last_reader.get(n, -1) <= index and n not in needed]:
+            del values[name]
+
+
+def _weight(captured: Captured, port: WeightPort) -> torch.Tensor:
+    if port.constant:
+        return captured.constants[port.weight]
+    value = torch.empty(port.shape, dtype=getattr(torch, port.dtype))
+    captured.source.weights.fill(captured.stored_as[port.weight], value)
+    return value
+
+
+def _own_answer(captured: Captured, run: RunInputs) -> list[Any] | None:
+    """The leaves of what the model itself returns, called like the example was."""
+    source = captured.source
+    if source.kind == "huggingface":
+        from pathlib import Path
+
+        from profiler.huggingface import load_whole
+
+        module: Any = load_whole(Path(source.ref))
+    elif source.exported is not None:
+        module = source.exported.module()
+    else:
+        module = source.module
+    names = iter(captured.traced.tensors)
+    leaves, spec = pytree.tree_flatten((source.example.args, dict(source.example.kwargs)))
+    filled = [
+        run.tensors.get(next(names), leaf).clone() if isinstance(leaf, torch.Tensor) else leaf
+        for leaf in leaves
+    ]
+    args, kwargs = pytree.tree_unflatten(filled, spec)
+    with torch.no_grad():
+        answer = module(*args, **kwargs)
+    return list(pytree.tree_flatten(answer)[0])

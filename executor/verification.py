@@ -1,0 +1,213 @@
+"""``verify``: does the plan compute what the undivided model computes, and if not, from where?"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from executor.inputs import RunInputs, prepare_inputs
+from executor.reference import Reference, reference
+from executor.report import OutputCheck, RunReport, StageCheck
+from executor.running import RunOptions, load_plan, model_of
+from executor.session import Session
+from planner.planfile import Plan
+from profiler.bench import example_inputs
+from profiler.capture import Captured
+from profiler.expressions import BATCH
+
+TOLERANCE: Mapping[str, float] = {
+    "float64": 1e-12,
+    "complex128": 1e-12,
+    "float32": 1e-5,
+    "complex64": 1e-5,
+    "float16": 4e-3,
+    "bfloat16": 3e-2,
+}
+"""Largest difference that rounding explains, relative to the largest value of the tensor.
+
+Kernels add in another order when the batch has another size; anything else must be identical.
+"""
+
+
+def verify(
+    plan: Plan | str | Path,
+    inputs: Any = None,
+    *,
+    model: str | nn.Module | Captured | None = None,
+    options: RunOptions | None = None,
+) -> RunReport:
+    """Run ``plan`` and the undivided model on the same inputs and compare every stage boundary.
+
+    Without ``inputs``, one batch is made from the example inputs. The report's ``outputs`` holds
+    the verdict and the first stage that diverges, if one does.
+
+    Raises:
+        StalePlanError: the plan was made for another model.
+        InvalidInputError: the plan breaks a rule, or the inputs do not fit.
+        RankFailedError: a rank failed.
+    """
+    options = options or RunOptions()
+    loaded, path = load_plan(plan)
+    captured = model_of(loaded, model, path, inputs=inputs)
+    run = prepare_inputs(captured, inputs) if inputs is not None else _made_up(loaded, captured)
+    with (
+        Session(
+            loaded, captured, profile=options.profile_for(loaded, path), timeout_s=options.timeout_s
+        ) as session,
+        tempfile.TemporaryDirectory(prefix="apportion-verify-") as directory,
+    ):
+        result = session.run_prepared(run, boundaries=Path(directory))
+        recorded = _joined(Path(directory), captured)
+    truth = reference(captured, run, needed=set(recorded))
+    check = compare(result.outputs, recorded, truth, stages=_stages(session))
+    return result.report.model_copy(update={"outputs": check})
+
+
+def compare(
+    outputs: Any,
+    recorded: Mapping[str, torch.Tensor],
+    truth: Reference,
+    *,
+    stages: Mapping[str, str],
+) -> OutputCheck:
+    """The verdict: each recorded tensor, then the answer, against the reference.
+
+    ``stages`` says which stage computed each tensor. A stage diverges when one of its tensors is
+    further from the reference than its dtype's tolerance; the first in order is named.
+    """
+    from torch.utils import _pytree as pytree
+
+    checks = []
+    first: str | None = None
+    for name, tensor in recorded.items():
+        check = _stage_check(stages.get(name, "?"), name, truth.tensors[name], tensor)
+        checks.append(check)
+        if first is None and check.relative_error > tolerance(tensor.dtype):
+            first = check.stage
+    ours = list(pytree.tree_flatten(outputs)[0])
+    theirs = truth.leaves if truth.leaves is not None else ours
+    worst, identical, equal = 0.0, True, first is None and len(ours) == len(theirs)
+    limit = 0.0
+    for mine, other in zip(ours, theirs, strict=False):
+        if isinstance(other, torch.Tensor):
+            check = _stage_check("output", "answer", other, mine)
+            worst = max(worst, check.relative_error)
+            identical &= check.identical
+            limit = max(limit, tolerance(other.dtype))
+            equal &= check.relative_error <= tolerance(other.dtype)
+        elif mine != other:
+            equal = identical = False
+    if not equal and first is None:
+        # Every boundary agrees with the captured program: it is the capture that differs.
+        first = "captured model"
+    return OutputCheck(
+        equal=equal,
+        identical=identical,
+        tolerance=limit,
+        relative_error=worst,
+        first_diverging_stage=first,
+        stages=tuple(checks),
+    )
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """The tolerance of a dtype; 0 for integers and booleans."""
+    return TOLERANCE.get(str(dtype).removeprefix("torch."), 0.0)
+
+
+def _stage_check(stage: str, name: str, expected: torch.Tensor, actual: torch.Tensor) -> StageCheck:
+    identical = torch.equal(expected, actual)
+    absolute = relative = 0.0
+    if not identical:
+        absolute, relative = _distance(expected, actual)
+    return StageCheck(
+        stage=stage,
+        tensor=name,
+        max_abs_error=absolute,
+        relative_error=relative,
+        identical=identical,
+    )
+
+
+_FAR = 1e30
+"""Error of tensors that cannot be compared at all: other shape, or holes in other places."""
+
+
+def _distance(expected: torch.Tensor, actual: torch.Tensor) -> tuple[float, float]:
+    """Largest difference, absolute and relative to the largest expected value."""
+    if expected.shape != actual.shape or expected.dtype != actual.dtype:
+        return _FAR, _FAR
+    wide = torch.complex128 if expected.is_complex() else torch.float64
+    a, b = expected.to(wide), actual.to(wide)
+    finite_a, finite_b = torch.isfinite(a), torch.isfinite(b)
+    if not torch.equal(finite_a, finite_b):
+        return _FAR, _FAR
+    odd_a, odd_b = a[~finite_a], b[~finite_b]
+    if not torch.allclose(odd_a, odd_b, equal_nan=True):
+        return _FAR, _FAR
+    a, b = a[finite_a], b[finite_b]
+    if not a.numel():
+        return 0.0, 0.0
+    absolute = float((a - b).abs().max())
+    scale = float(a.abs().max())
+    return absolute, absolute / scale if scale else (_FAR if absolute else 0.0)
+
+
+def _stages(session: Session) -> dict[str, str]:
+    """Which stage computes each tensor that leaves one."""
+    schedule = session.schedule
+    found: dict[str, str] = {}
+    for rank, where in sorted(schedule.stage_of.items()):
+        role = schedule.role(rank)
+        assert role is not None
+        for name in session.captured.cutter.leaving(role.layers):
+            found.setdefault(name, where)
+    return found
+
+
+def _joined(directory: Path, captured: Captured) -> dict[str, torch.Tensor]:
+    """The recorded tensors of all ranks, whole, in the order of the model's layers."""
+    parts: dict[str, list[tuple[int, torch.Tensor]]] = defaultdict(list)
+    for file in sorted(directory.glob("rank-*.safetensors")):
+        for key, tensor in load_file(file).items():
+            name, low, _ = key.split("|")
+            parts[name].append((int(low), tensor))
+    whole: dict[str, torch.Tensor] = {}
+    for name in [n for layer in captured.graph.layers for n in layer.writes if n in parts]:
+        pieces = sorted(parts[name], key=lambda part: part[0])
+        dim = captured.graph.tensor[name].batch_dim
+        tensors = [tensor for _, tensor in pieces]
+        whole[name] = tensors[0] if dim is None else torch.cat(tensors, dim=dim)
+    return whole
+
+
+def _made_up(plan: Plan, captured: Captured) -> RunInputs:
+    """One batch of inputs like the example's, every item different."""
+    items = captured.graph.static_batch or plan.inputs.request.batch_size
+    tensors = example_inputs(captured, items, varied=True)
+    symbols = {k: v for k, v in captured.graph.symbols.items() if k != BATCH}
+    return RunInputs(tensors=tensors, num_items=items, symbols=symbols)
+
+
+def lines(check: OutputCheck) -> Iterator[str]:
+    """The verdict for people, one line a stage and one for the answer."""
+    worst: dict[str, StageCheck] = {}
+    for one in check.stages:
+        if one.stage not in worst or one.relative_error > worst[one.stage].relative_error:
+            worst[one.stage] = one
+    for stage, one in worst.items():
+        said = "identical" if one.identical else f"relative error {one.relative_error:.1e}"
+        mark = "   <- diverges first" if stage == check.first_diverging_stage else ""
+        yield f"  {stage:<24} {said}{mark}"
+    verdict = "equal" if check.equal else "DIFFERENT"
+    exact = "bit for bit" if check.identical else f"relative error {check.relative_error:.1e}"
+    yield f"  {'answer':<24} {verdict}: {exact} (tolerance {check.tolerance:.0e})"
+    if check.first_diverging_stage == "captured model":
+        yield "  the captured program itself differs from the model: this is not the plan's doing"
