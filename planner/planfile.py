@@ -170,6 +170,8 @@ class Estimate(Record):
 
     ``period_s`` is the time between finished batches when batches follow each other,
     ``latency_s`` the time of one batch alone. ``error_fraction`` comes from the profile.
+    ``bottleneck`` starts with what is busy for all of ``period_s``: ``pipeline0.stage1``,
+    ``wire node-a/cpu -> node-b/cpu``, or ``wire NAME`` for links that share a wire.
     """
 
     period_s: Estimated
