@@ -11,7 +11,6 @@ import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +23,7 @@ from executor.bundle import RankBundle, load_stage
 from executor.distribute import RemoteWeights, send_weights
 from executor.pipeline import RankLoop, RankRecord
 from executor.schedule import Interval, Schedule
+from executor.stores import Store, join_group
 from executor.transport import Transport
 
 __all__ = ["Control", "RankOptions", "serve"]
@@ -48,7 +48,7 @@ class RankOptions:
     rank: int
     directory: Path
     timeout_s: float
-    store: Callable[[], dist.Store]
+    store: Callable[[], Store]
 
 
 def serve(options: RankOptions, control: Control) -> None:
@@ -64,13 +64,7 @@ def serve(options: RankOptions, control: Control) -> None:
     schedule = Schedule(bundle.plan, bundle.graph)
     device = _device(bundle, options.rank)
     world = len(bundle.plan.spec.ranks)
-    dist.init_process_group(
-        "gloo",
-        store=options.store(),
-        rank=options.rank,
-        world_size=world,
-        timeout=timedelta(seconds=options.timeout_s),
-    )
+    join_group(options.store(), rank=options.rank, world_size=world, timeout_s=options.timeout_s)
     try:
         transport = Transport(rank=options.rank, timeout_s=options.timeout_s)
         baseline = resident_bytes()

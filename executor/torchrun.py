@@ -15,7 +15,6 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from executor.bundle import write_bundle
 from executor.distribute import WEIGHTS_FILE
 from executor.inputs import RunInputs
 from executor.rank import RankOptions, serve
+from executor.stores import below, put_bytes, tcp_store
 from planner.planfile import Plan
 from profiler import errors
 from profiler.capture import Captured
@@ -113,16 +113,14 @@ class World:
         self.plan = plan
         self.environment = environment
         self.timeout_s = timeout_s
-        wait = timedelta(seconds=timeout_s)
         # torchrun keeps a store open on its agent; without an agent rank 0 opens one.
         hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         try:
-            store = dist.TCPStore(
+            store = tcp_store(
                 environment.master_addr,
                 environment.master_port,
-                is_master=not hosted and environment.rank == 0,
-                timeout=wait,
-                wait_for_workers=False,
+                hosted_here=not hosted and environment.rank == 0,
+                timeout_s=timeout_s,
             )
         except (RuntimeError, dist.DistError) as error:
             raise RankFailedError(
@@ -130,7 +128,7 @@ class World:
                 f"{environment.master_addr}:{environment.master_port} in {timeout_s:g} s: {error}"
             ) from error
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        self.store = dist.PrefixStore(f"apportion/{attempt}/", store)
+        self.store = below(f"apportion/{attempt}/", store)
         self._agree()
 
     def _agree(self) -> None:
@@ -218,7 +216,7 @@ class World:
     def _publish(self, directory: Path) -> None:
         for file in directory.iterdir():
             if file.name != WEIGHTS_FILE:
-                self.store.set(f"bundle/{file.name}", file.read_bytes())
+                put_bytes(self.store, f"bundle/{file.name}", file.read_bytes())
         self.store.set("bundle/verdict", json.dumps({}))
 
     def _serve(self, directory: Path, command: Message) -> None:
@@ -228,7 +226,7 @@ class World:
             rank=rank,
             directory=directory,
             timeout_s=self.timeout_s,
-            store=lambda: dist.PrefixStore("group/", self.store),
+            store=lambda: below("group/", self.store),
         )
         try:
             serve(options, queue)

@@ -62,13 +62,14 @@ def main() -> None:
                 exited = {"rank": children.pop(pid), "status": os.waitstatus_to_exitcode(code)}
                 status.write(json.dumps(exited) + "\n")
                 status.flush()
+    # Nothing is left to clean up; tearing torch down would take longer than the run's end should.
+    os._exit(0)
 
 
 def _be_rank(order: Message, rank: int, fd: int) -> None:
     """Serve as one rank, then leave without running the parent's clean-up."""
-    import torch.distributed as dist
-
     from executor.rank import RankOptions, serve
+    from executor.stores import file_store
     from profiler.errors import ApportionError
 
     for other, other_fd in enumerate(order["controls"]):
@@ -86,7 +87,7 @@ def _be_rank(order: Message, rank: int, fd: int) -> None:
             rank=rank,
             directory=Path(order["directory"]),
             timeout_s=order["timeout_s"],
-            store=lambda: dist.FileStore(order["store"], len(order["controls"])),
+            store=lambda: file_store(order["store"], len(order["controls"])),
         )
         serve(options, control)
     except BaseException as error:

@@ -15,6 +15,7 @@ import contextlib
 import json
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 
@@ -30,7 +31,9 @@ def main() -> None:
     parser.add_argument("--idle", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    with tempfile.NamedTemporaryFile(prefix="apportion-store-") as store:
+        # A group of one, as ranks have: its memory is part of their baseline.
+        dist.init_process_group("gloo", init_method=f"file://{store.name}", rank=0, world_size=1)
     sys.stdout.write(json.dumps({"resident_bytes": psutil.Process().memory_info().rss}) + "\n")
     sys.stdout.flush()
     ended = threading.Event()

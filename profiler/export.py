@@ -58,10 +58,7 @@ def trace(model: LoadedModel) -> Traced:
     batch_dims = _batch_dims(tensors, model.example)
     batch = _batch_size(tensors, batch_dims)
     if batch == 1:
-        tensors = {
-            name: t if batch_dims[name] is None else torch.cat([t, t], dim=batch_dims[name])
-            for name, t in tensors.items()
-        }
+        tensors = {name: _doubled(t, batch_dims[name]) for name, t in tensors.items()}
     dim_names = {(n, d): BATCH for n, d in batch_dims.items() if d is not None}
     for name, dims in model.example.dynamic_dims.items():
         if name not in tensors:
@@ -101,6 +98,11 @@ def trace(model: LoadedModel) -> Traced:
         )
     tried = "\n".join(f"  {i}. {text}" for i, text in enumerate(failures, start=1))
     raise UnsupportedModelError(f"{model.name} cannot be captured; tried\n{tried}")
+
+
+def _doubled(tensor: torch.Tensor, dim: int | None) -> torch.Tensor:
+    """Two items where there was one: a batch of one would be taken for a constant."""
+    return tensor if dim is None else torch.cat([tensor, tensor], dim=dim)
 
 
 def named_leaves(module: torch.nn.Module, example: Example) -> dict[str, Any]:
@@ -271,7 +273,7 @@ def _dynamic_dims(
     exported: ExportedProgram, tensors: dict[str, torch.Tensor]
 ) -> dict[tuple[str, int], Any]:
     """The dims of the user's inputs that stayed symbolic: ``{(input, dim): SymInt}``."""
-    found = {}
+    found: dict[tuple[str, int], Any] = {}
     for node in exported.graph.nodes:
         value = node.meta.get("val")
         if node.op == "placeholder" and node.name in tensors and isinstance(value, torch.Tensor):

@@ -118,18 +118,19 @@ def _read_config(transformers: Any, directory: Path, config_file: Path) -> tuple
 @contextlib.contextmanager
 def _parameters_on_meta() -> Iterator[None]:
     """Parameters made inside get no memory; buffers do, because their values are needed."""
-    register = nn.Module.register_parameter
+    register: Any = nn.Module.register_parameter
 
     def register_on_meta(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
         if param is not None and param.device.type != "meta":
             param = nn.Parameter(param.to("meta"), requires_grad=False)
         register(module, name, param)
 
-    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign]
+    changed: Any = nn.Module
+    changed.register_parameter = register_on_meta
     try:
         yield
     finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
+        changed.register_parameter = register
 
 
 def _fake_parameters(model: nn.Module) -> None:
@@ -147,7 +148,7 @@ def _fake_parameters(model: nn.Module) -> None:
             module._parameters[name] = made[id(parameter)]
 
 
-def _recipes(model: nn.Module, directory: Path) -> dict[str, Recipe]:
+def _recipes(model: Any, directory: Path) -> dict[str, Recipe]:
     """How each weight of the model is made from what the files store."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import (

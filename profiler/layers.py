@@ -218,7 +218,8 @@ class _Grouping:
         node = self.nodes[name]
         found = []
         for where in written_arguments(self.encoded.origins[name].target):
-            args: Mapping[int | str, object] = {**dict(enumerate(node.args)), **node.kwargs}
+            args: dict[int | str, object] = {**node.kwargs}
+            args.update(enumerate(node.args))
             value = args.get(where)
             if isinstance(value, dict) and "node" in value:
                 found.append(value["node"])

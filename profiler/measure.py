@@ -8,6 +8,7 @@ the median; its spread is the distance of the 10th and 90th percentiles over the
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import statistics
 import sys
@@ -56,7 +57,8 @@ class _Series:
         middle = statistics.median(self.samples)
         deviation = statistics.median(abs(s - middle) for s in self.samples)
         # 1.4826 MAD estimates the standard deviation, 1.2533 sigma / sqrt(n) the median's error.
-        return 1.2533 * 1.4826 * deviation / count**0.5 <= STABLE_FRACTION * middle
+        error = 1.2533 * 1.4826 * deviation / math.sqrt(count)
+        return error <= STABLE_FRACTION * middle
 
     def measurement(self) -> Measurement:
         ordered = sorted(self.samples)
@@ -157,7 +159,7 @@ def peak_bytes(call: Call, device: torch.device) -> int:
         fresh.run()
     events = [
         (event.start_ns(), event.nbytes())
-        for event in seen.profiler.kineto_results.events()  # type: ignore[union-attr]
+        for event in seen.profiler.kineto_results.events()
         if event.name() == "[memory]"
     ]
     held = most = 0

@@ -51,11 +51,10 @@ def operator_name(target: Any, *, where: str) -> str:
         UnsupportedModelError: the target is neither; ``where`` says which module called it.
     """
     if isinstance(target, torch._ops.OpOverload):
-        namespace, _, name = target.name().partition("::")
-        base = name.partition(".")[0]
+        namespace, _, base = target._schema.name.partition("::")
         return f"{namespace}.{base}.{target._overloadname}"
     if isinstance(target, torch._ops.HigherOrderOperator):
-        return f"higher_order.{target.name()}"
+        return f"higher_order.{target.__name__}"
     name = _NAME_OF.get(target, "") if isinstance(target, Callable) else ""  # type: ignore[arg-type]
     if not name:
         raise UnsupportedModelError(
@@ -144,6 +143,7 @@ def is_random(target: Any) -> bool:
 
 def is_assertion(target: Any) -> bool:
     """Whether a call only checks something and has no result."""
-    return isinstance(target, torch._ops.OpOverload) and target.name().partition("::")[
-        2
-    ].startswith(("_assert", "sym_constrain_range"))
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    base = target._schema.name.partition("::")[2]
+    return base.startswith(("_assert", "sym_constrain_range"))
