@@ -69,10 +69,10 @@ class Figures:
             return 0.0
         return self.problem.links[source, target].transfer_time_s(num_bytes)
 
-    def extrapolated(self, device: str, items: int) -> bool:
-        """Whether some layer on ``device`` was never measured at so many items."""
+    def most_measured(self, layers: Sequence[int], device: str) -> int:
+        """The largest item count at which every one of these layers was measured on ``device``."""
         rows = self._rows[device]
-        return any(lookup.extrapolates(rows[twin], items) for twin in set(self._twin))
+        return min(rows[self._twin[i]][-1].items for i in layers)
 
     def _measured(self, twin: str, device: str) -> tuple[Measurement, ...]:
         return self._rows[device].get(twin, ())

@@ -41,12 +41,13 @@ def find_flows(
     Ordered by the tensors' order in the graph, then by source and target.
     """
     home = {layer: s for s, layers in enumerate(stages) for layer in layers}
-    outputs = set(graph.outputs)
+    inputs, outputs = set(graph.inputs), set(graph.outputs)
     flows: list[Flow] = []
     for tensor in graph.tensors:
         reading = sorted({home[i] for i in graph.readers[tensor.name]})
         if tensor.producer is None:
-            flows.extend(Flow(None, s, tensor.name) for s in reading)
+            if tensor.name in inputs:
+                flows.extend(Flow(None, s, tensor.name) for s in reading)
             continue
         source = home[graph.layer_index[tensor.producer]]
         if routing is Routing.DIRECT:

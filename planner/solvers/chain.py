@@ -10,6 +10,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import ClassVar
 
+from planner.bounds import period_bound_s
 from planner.cost import CostModel
 from planner.flows import Routing
 from planner.options import Option, OptionSet, find_options, place
@@ -123,7 +124,7 @@ def _least_period(
         TimeoutError: the deadline has passed; ``progress`` holds what is known.
     """
     search = PeriodSearch(tables)
-    progress.bound_s = _least_work(tables)
+    progress.bound_s = period_bound_s(tables.problem, tables.figures)
     trial = ENDLESS_S if limits.cutoff_s is None else limits.cutoff_s
     true = True  # the programme's value of the last plan is its true one
     for _ in range(MAX_TRIALS):
@@ -147,29 +148,11 @@ def _least_period(
         trial = high if close or not low < middle < high else middle
 
 
-def _least_work(tables: ChainTables) -> float:
-    """No period is below the work of all layers, each where it is cheapest, over all devices."""
-    problem, figures = tables.problem, tables.figures
-    shares = {member for option in tables.options for member in option.members}
-    per_item: dict[str, float] = {}
-    total = 0.0
-    for i, layer in enumerate(problem.graph.layers):
-        if layer.twin not in per_item:
-            per_item[layer.twin] = min(
-                figures.time_s(i, problem.classes[c][0], share) / share for c, share in shares
-            )
-        total += problem.batch * per_item[layer.twin]
-    return total / len(problem.devices)
-
-
 def _space(problem: PlanningProblem, options: OptionSet) -> str:
     lines = "one pipeline; stages are consecutive runs of layers"
     if not problem.graph.is_chain:
         lines += " in the captured order"
-    return (
-        f"{lines}, {options.describe(problem)}; a tensor that skips a stage is passed on by it; "
-        f"microbatches of {problem.microbatch}"
-    )
+    return f"{lines}, {options.describe(problem)}; a tensor that skips a stage is passed on by it"
 
 
 def _nothing(space: str) -> SolverResult:

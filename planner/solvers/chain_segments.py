@@ -45,7 +45,7 @@ class Crossing:
                 written = graph.layer_index[tensor.producer]
                 read = max(graph.readers[tensor.name], default=-1)
                 self.inner.append((tensor.name, written, read))
-        self.inputs = [t.name for t in graph.tensors if t.producer is None]
+        self.inputs = list(dict.fromkeys(graph.inputs))
         read_masks = [
             sum(1 << x for x, name in enumerate(self.inputs) if name in layer.reads)
             for layer in graph.layers

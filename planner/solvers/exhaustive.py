@@ -7,7 +7,7 @@ order of every choice of single devices is tried.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import ClassVar
 
 from planner.cost import CostModel
@@ -61,7 +61,7 @@ class ExhaustiveSolver:
                     best = objective, assignment
         space = (
             f"one pipeline; {'consecutive runs' if problem.graph.is_chain else 'any stages'}, "
-            f"{found.describe(problem)}; microbatches of {problem.microbatch}"
+            f"{found.describe(problem)}"
         )
         if best is None:
             status = SolveStatus.INFEASIBLE if complete else SolveStatus.UNKNOWN
@@ -144,9 +144,7 @@ def _runs(num_layers: int) -> Iterator[tuple[tuple[int, ...], ...]]:
     for pattern in range(2 ** (num_layers - 1)):
         cuts = [i + 1 for i in range(num_layers - 1) if pattern >> i & 1]
         edges = [0, *cuts, num_layers]
-        yield tuple(
-            tuple(range(start, end)) for start, end in zip(edges, edges[1:], strict=False)
-        )
+        yield tuple(tuple(range(start, end)) for start, end in pairwise(edges))
 
 
 def _stage_graphs(problem: PlanningProblem) -> Iterator[tuple[tuple[int, ...], ...]]:
@@ -165,9 +163,7 @@ def _stage_graphs(problem: PlanningProblem) -> Iterator[tuple[tuple[int, ...], .
                 break
             order.append(ready[0])
         if len(order) == count:
-            yield tuple(
-                tuple(i for i, label in enumerate(labels) if label == s) for s in order
-            )
+            yield tuple(tuple(i for i, label in enumerate(labels) if label == s) for s in order)
 
 
 def _labels(length: int) -> Iterator[tuple[int, ...]]:
@@ -181,5 +177,3 @@ def _labels(length: int) -> Iterator[tuple[int, ...]]:
             yield from extend((*prefix, label), max(top, label))
 
     yield from extend((), -1)
-
-

@@ -1,0 +1,216 @@
+"""Why not otherwise: the plans that were not chosen, and the devices that stay idle.
+
+Every figure comes from pricing or from solving again under one more condition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from planner.cost import CostModel, PlanCost
+from planner.lower import describe_bottleneck
+from planner.planfile import Alternative, IdleDevice
+from planner.problem import PlanningProblem
+from planner.request import Objective, Split
+from planner.rules import RuleOutcome, apply_rules
+from planner.solvers.base import TOLERANCE, Assignment, SolverResult
+from profiler.units import format_bytes, format_seconds
+
+Resolve = Callable[[PlanningProblem], SolverResult]
+"""Solves a variant of the problem within the time that is left."""
+
+MAX_PRICED = 6
+"""Kinds of idle device that are priced by solving again; the rest share a shorter reason."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """The plan that others are compared with."""
+
+    problem: PlanningProblem
+    assignment: Assignment
+    price: PlanCost
+    objective_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rival:
+    """Another plan, or why there is none."""
+
+    name: str
+    assignment: Assignment | None
+    objective_s: float | None
+    why_not: str
+
+
+def rule_rivals(models: Sequence[CostModel], chosen: Chosen) -> list[Rival]:
+    """The rules people use, each at its best microbatch size."""
+    outcomes: dict[int, list[tuple[CostModel, RuleOutcome]]] = {}
+    for cost in models:
+        for position, outcome in enumerate(apply_rules(cost.problem, cost)):
+            outcomes.setdefault(position, []).append((cost, outcome))
+    rivals = []
+    for tried in outcomes.values():
+        priced = [
+            (price.objective_s(cost.problem.request.objective), outcome, price)
+            for cost, outcome in tried
+            if (price := outcome.price) is not None
+        ]
+        if not priced:
+            outcome = tried[-1][1]
+            rivals.append(
+                Rival(name=outcome.name, assignment=None, objective_s=None, why_not=outcome.why_not)
+            )
+            continue
+        objective, outcome, price = min(priced, key=lambda p: p[0])
+        rivals.append(_priced(outcome.name, outcome.assignment, objective, price, chosen))
+    return rivals
+
+
+def split_rivals(chosen: Chosen, resolve: Resolve) -> list[Rival]:
+    """The best plan with only layers split, and the best with only the batch split."""
+    problem = chosen.problem
+    if set(problem.request.splits) != {Split.LAYERS, Split.BATCH} or not problem.batch_splits:
+        return []
+    stages = chosen.assignment.stages
+    rivals = []
+    for split, name, same in (
+        (Split.LAYERS, "layers only", all(len(s.devices) == 1 for s in stages)),
+        (Split.BATCH, "batch only", len(stages) == 1),
+    ):
+        if same:
+            continue
+        request = problem.request.model_copy(update={"splits": (split,)})
+        result = resolve(replace(problem, request=request))
+        if result.assignment is None or result.objective_s is None:
+            rivals.append(
+                Rival(
+                    name=name,
+                    assignment=None,
+                    objective_s=None,
+                    why_not=f"no such plan fits (solver {result.status})",
+                )
+            )
+            continue
+        price = CostModel(problem).evaluate(result.assignment)
+        rivals.append(_priced(name, result.assignment, result.objective_s, price, chosen))
+    return rivals
+
+
+def idle_rivals(chosen: Chosen, resolve: Resolve) -> tuple[list[IdleDevice], list[Rival]]:
+    """Why each device without a stage has none, and the best plans that use one of them."""
+    problem = chosen.problem
+    used = set(chosen.assignment.devices)
+    reasons: dict[str, str] = {}
+    rivals: list[Rival] = []
+    for members in problem.classes:
+        idle = [device for device in members if device not in used]
+        if not idle:
+            continue
+        if len(rivals) >= MAX_PRICED:
+            reason = _cheapest_way_in(problem, chosen, idle[0])
+        else:
+            forced = [device for device in members if device in used] + idle[:1]
+            result = resolve(problem.requiring(forced))
+            rivals.append(_forced(chosen, idle[0], result))
+            reason = rivals[-1].why_not
+        reasons.update(dict.fromkeys(idle, reason))
+    listed = []
+    for device in problem.cluster.device:
+        if device not in used:
+            reason = reasons.get(device, "the request forbids every layer on it")
+            listed.append(IdleDevice(device=device, reason=reason))
+    return listed, rivals
+
+
+def as_alternatives(rivals: Sequence[Rival]) -> tuple[Alternative, ...]:
+    """Rivals for the plan file, best first; the ones that do not fit last."""
+    ordered = sorted(rivals, key=lambda r: (r.objective_s is None, r.objective_s or 0.0, r.name))
+    return tuple(
+        Alternative(plan=r.name, objective_s=r.objective_s, why_not=r.why_not) for r in ordered
+    )
+
+
+def _priced(
+    name: str, assignment: Assignment | None, objective_s: float, price: PlanCost, chosen: Chosen
+) -> Rival:
+    assert assignment is not None
+    if assignment == chosen.assignment:
+        return Rival(
+            name=name, assignment=assignment, objective_s=objective_s, why_not="this is the plan"
+        )
+    slower = _slower(objective_s, chosen)
+    why = slower if slower else "equally good"
+    if slower and chosen.problem.request.objective is Objective.THROUGHPUT:
+        why += f"; {describe_bottleneck(assignment, price)}"
+    return Rival(name=name, assignment=assignment, objective_s=objective_s, why_not=why)
+
+
+def _slower(objective_s: float, chosen: Chosen) -> str:
+    """By how much ``objective_s`` is worse, or nothing if it is not."""
+    if objective_s <= chosen.objective_s * (1 + TOLERANCE):
+        return ""
+    if chosen.objective_s <= 0:
+        return f"{format_seconds(objective_s)} instead of none"
+    return f"{objective_s / chosen.objective_s - 1:+.1%} time"
+
+
+def _forced(chosen: Chosen, device: str, result: SolverResult) -> Rival:
+    """What the best plan with ``device`` costs."""
+    problem, objective_s = chosen.problem, result.objective_s
+    if result.assignment is None or objective_s is None:
+        if result.bound_s is not None and result.bound_s > chosen.objective_s:
+            why = f"every plan with it takes at least {format_seconds(result.bound_s)}"
+        else:
+            why = _no_room(problem, device)
+        return Rival(name=f"with {device}", assignment=None, objective_s=None, why_not=why)
+    ours, theirs = format_seconds(chosen.objective_s), format_seconds(objective_s)
+    what = "period" if problem.request.objective is Objective.THROUGHPUT else "latency"
+    slower = _slower(objective_s, chosen)
+    if slower:
+        why = f"the best plan with a stage on it has a {what} of {theirs} instead of {ours}"
+        if theirs == ours:
+            why += f" ({slower})"
+    else:
+        bottleneck = describe_bottleneck(chosen.assignment, chosen.price)
+        why = f"a stage on it leaves the {what} at {ours}: {bottleneck}"
+    return Rival(
+        name=f"with {device}",
+        assignment=result.assignment,
+        objective_s=objective_s,
+        why_not=why,
+    )
+
+
+def _no_room(problem: PlanningProblem, device: str) -> str:
+    """Why nothing was found with ``device``: memory for the smallest layer, or no proof."""
+    room = problem.capacity_bytes(device) - problem.reserve_bytes(device)
+    graph = problem.graph
+    weights = min(
+        (graph.weight_bytes([i]), i)
+        for i in range(problem.num_layers)
+        if device in problem.allowed[i]
+    )
+    if weights[0] > room:
+        return (
+            f"its smallest layer, {graph.layers[weights[1]].name}, weighs "
+            f"{format_bytes(weights[0])}; {format_bytes(max(0, room))} are free"
+        )
+    return (
+        f"no plan with a stage on it fits: {format_bytes(max(0, room))} are free for weights, "
+        "activations and buffers"
+    )
+
+
+def _cheapest_way_in(problem: PlanningProblem, chosen: Chosen, device: str) -> str:
+    """What it costs at least to bring the smallest microbatch of any tensor to ``device``."""
+    symbols = problem.graph.symbols_at(problem.microbatch)
+    size = min(tensor.num_bytes(symbols) for tensor in problem.graph.tensors)
+    links = [link for (_, target), link in problem.links.items() if target == device]
+    seconds = min(link.transfer_time_s(size) for link in links)
+    share = problem.num_microbatches * seconds / chosen.objective_s if chosen.objective_s else 0.0
+    return (
+        f"no better plan with it was found; its fastest link needs {format_seconds(seconds)} for "
+        f"the smallest tensor of a microbatch ({share:.1%} of the objective)"
+    )

@@ -1,0 +1,269 @@
+"""``plan``: from a profile and a request to a plan with its evidence.
+
+Reads no file and starts no process. Equal inputs give an equal plan, byte for byte, as long as the
+search ends before its time limit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pydantic import ValidationError
+
+from planner.alternatives import (
+    Chosen,
+    Rival,
+    as_alternatives,
+    idle_rivals,
+    rule_rivals,
+    split_rivals,
+)
+from planner.bounds import objective_bound_s
+from planner.cost import CostModel
+from planner.infeasible import explain_failure
+from planner.lower import estimate, lower
+from planner.planfile import (
+    FileInput,
+    ModelInput,
+    Plan,
+    PlanInputs,
+    PlanWarning,
+    SearchRecord,
+    plan_id,
+)
+from planner.problem import PlanningProblem
+from planner.request import PlanRequest
+from planner.solvers import choose_solver
+from planner.solvers.base import TOLERANCE, SolveLimits, SolverResult, SolveStatus
+from planner.warnings import plan_warnings
+from profiler.cluster import Cluster
+from profiler.documents import describe
+from profiler.errors import ApportionError, InvalidInputError
+from profiler.profile import Profile
+
+CREATED_BY = "apportion 0.1.0"
+
+_EVIDENCE_FRACTION = 0.5  # of the time limit may go into pricing alternatives, on top
+
+
+def plan(
+    profile: Profile,
+    request: PlanRequest | None = None,
+    *,
+    profile_ref: str = "profile.json",
+    cluster: Cluster | None = None,
+    cluster_ref: str | None = None,
+    **wishes: object,
+) -> Plan:
+    """The best plan that can be found for ``request``, with the evidence for choosing it.
+
+    ``wishes`` are fields of a :class:`PlanRequest`, instead of ``request``. ``cluster`` may change
+    memory and links of the profile's cluster and leave devices out. ``profile_ref`` and
+    ``cluster_ref`` are what the plan file calls its inputs.
+
+    Raises:
+        InvalidInputError: the inputs contradict each other or themselves.
+        InfeasiblePlanError: nothing fits; ``error.conflicts`` says what stands in the way.
+    """
+    wanted = _request(request, wishes)
+    search = _Search(profile, wanted, cluster)
+    search.run()
+    if search.best is None:
+        raise _failure(search)
+    chosen, result = search.best, search.results[search.best.problem.microbatch]
+    rivals = rule_rivals(search.costs, chosen)
+    rivals += split_rivals(chosen, search.resolve)
+    idle, forced = idle_rivals(chosen, search.resolve)
+    spec = lower(chosen.problem, chosen.assignment, chosen.price)
+    inputs = PlanInputs(
+        model=ModelInput(
+            ref=profile.model.ref,
+            source=profile.model.source,
+            dtype=profile.model.dtype,
+            graph=profile.model.fingerprint,
+            num_layers=len(profile.model.layers),
+            weight_bytes=profile.model.total_weight_bytes,
+        ),
+        cluster=FileInput(
+            ref=cluster_ref or profile_ref,
+            fingerprint=(cluster or profile.cluster).content_digest(),
+        ),
+        profile=FileInput(ref=profile_ref, fingerprint=profile.content_digest()),
+        request=wanted,
+    )
+    record = SearchRecord(
+        solver=search.solver_name,
+        status="optimal" if search.gap <= TOLERANCE else "feasible",
+        objective=wanted.objective,
+        objective_s=chosen.objective_s,
+        bound_s=search.bound_s,
+        gap=search.gap,
+        space=f"{result.space}; {search.microbatches_text()}",
+        candidates=search.candidates,
+        alternatives=as_alternatives(rivals),
+        idle=tuple(idle),
+    )
+    return Plan(
+        plan_id=plan_id(inputs, spec),
+        created_by=CREATED_BY,
+        inputs=inputs,
+        spec=spec,
+        estimate=estimate(chosen.problem, chosen.assignment, chosen.price),
+        search=record,
+        warnings=_warnings(chosen, search, [*rivals, *forced]),
+    )
+
+
+def microbatch_sizes(profile: Profile, request: PlanRequest) -> tuple[int, ...]:
+    """The microbatch sizes worth trying: asked for, or measured ones that divide the batch."""
+    if request.microbatch_size is not None:
+        return (request.microbatch_size,)
+    batch = request.batch_size
+    if profile.model.static_batch is not None:
+        return (batch,)
+    measured = {n for n in profile.batch_sizes if n <= batch and batch % n == 0}
+    return tuple(sorted(measured | {batch}))
+
+
+@dataclass
+class _Search:
+    """One solve per microbatch size, sharing the time limit; then variants of the best."""
+
+    profile: Profile
+    request: PlanRequest
+    cluster: Cluster | None
+    best: Chosen | None = None
+    results: dict[int, SolverResult] = field(default_factory=dict)
+    costs: list[CostModel] = field(default_factory=list)
+    solver_name: str = ""
+    candidates: int = 0
+    evidence_deadline: float = 0.0
+
+    def run(self) -> None:
+        """Solve for every microbatch size; better ones cut the later searches short."""
+        sizes = microbatch_sizes(self.profile, self.request)
+        problems = [
+            PlanningProblem.build(self.profile, self.request, cluster=self.cluster, microbatch=size)
+            for size in sizes
+        ]
+        limit = self.request.limits.time_s
+        end = time.monotonic() + limit
+        for left, problem in zip(range(len(problems), 0, -1), problems, strict=True):
+            cost = CostModel(problem)
+            self.costs.append(cost)
+            now = time.monotonic()
+            self._solve(cost, now + max(0.05 * limit, (end - now) / left))
+        self.evidence_deadline = time.monotonic() + _EVIDENCE_FRACTION * limit
+
+    def resolve(self, problem: PlanningProblem) -> SolverResult:
+        """A variant of the chosen problem, in a part of the time that is left."""
+        now = time.monotonic()
+        solver = choose_solver(problem, name=self.request.solver)
+        return solver.solve(
+            problem,
+            cost=CostModel(problem),
+            limits=SolveLimits(
+                deadline=now + max(0.2, (self.evidence_deadline - now) / 3),
+                workers=self.request.limits.workers,
+                seed=self.request.limits.seed,
+            ),
+        )
+
+    @property
+    def bound_s(self) -> float:
+        """What is proved over all microbatch sizes."""
+        assert self.best is not None
+        bounds = [self.best.objective_s]
+        for cost in self.costs:
+            result = self.results[cost.problem.microbatch]
+            if result.status is not SolveStatus.INFEASIBLE:
+                known = result.bound_s
+                if known is None:
+                    known = objective_bound_s(cost.problem, cost.figures)
+                bounds.append(known)
+        return min(bounds)
+
+    @property
+    def gap(self) -> float:
+        """Relative distance of the plan from what is proved."""
+        assert self.best is not None
+        if self.best.objective_s <= self.bound_s:
+            return 0.0
+        # A bound of zero proves nothing; the gap must still be a number.
+        return (self.best.objective_s - self.bound_s) / max(self.bound_s, 1e-300)
+
+    def microbatches_text(self) -> str:
+        """The microbatch sizes that were searched."""
+        sizes = [str(cost.problem.microbatch) for cost in self.costs]
+        if len(sizes) == 1:
+            return f"microbatches of {sizes[0]}"
+        return f"microbatches of {', '.join(sizes[:-1])} or {sizes[-1]}"
+
+    def _solve(self, cost: CostModel, deadline: float) -> None:
+        problem = cost.problem
+        solver = choose_solver(problem, name=self.request.solver)
+        self.solver_name = solver.name
+        cutoff = None if self.best is None else self.best.objective_s * (1 + TOLERANCE)
+        result = solver.solve(
+            problem,
+            cost=cost,
+            limits=SolveLimits(
+                deadline=deadline,
+                workers=self.request.limits.workers,
+                seed=self.request.limits.seed,
+                cutoff_s=cutoff,
+            ),
+        )
+        self.results[problem.microbatch] = result
+        self.candidates += result.candidates
+        if result.assignment is None or result.objective_s is None:
+            return
+        found = Chosen(
+            problem=problem,
+            assignment=result.assignment,
+            price=cost.evaluate(result.assignment),
+            objective_s=result.objective_s,
+        )
+        if self.best is None or _better(found, self.best):
+            self.best = found
+
+
+def _better(one: Chosen, other: Chosen) -> bool:
+    """Less of the objective; among equals less latency, then fewer devices."""
+    if abs(one.objective_s - other.objective_s) > TOLERANCE * other.objective_s:
+        return one.objective_s < other.objective_s
+    if abs(one.price.latency_s - other.price.latency_s) > TOLERANCE * other.price.latency_s:
+        return one.price.latency_s < other.price.latency_s
+    return len(one.assignment.devices) < len(other.assignment.devices)
+
+
+def _request(request: PlanRequest | None, wishes: dict[str, object]) -> PlanRequest:
+    if request is not None:
+        if wishes:
+            raise InvalidInputError(
+                f"give a request or its fields, not both (got also {', '.join(sorted(wishes))})"
+            )
+        return request
+    try:
+        return PlanRequest.model_validate(wishes, strict=False)
+    except ValidationError as error:
+        raise InvalidInputError(describe(error, "the request")) from error
+
+
+def _failure(search: _Search) -> ApportionError:
+    if all(r.status is SolveStatus.INFEASIBLE for r in search.results.values()):
+        return explain_failure(
+            search.profile, search.request, cluster=search.cluster, candidates=search.candidates
+        )
+    limit = search.request.limits.time_s
+    return explain_failure(
+        search.profile, search.request, cluster=search.cluster, candidates=search.candidates,
+        unproved=f"no plan was found within {limit:g} s, and it is not proved that there is none; "
+        "raise limits.time_s",
+    )  # fmt: skip
+
+
+def _warnings(chosen: Chosen, search: _Search, rivals: Sequence[Rival]) -> tuple[PlanWarning, ...]:
+    return plan_warnings(chosen, rivals, gap=search.gap, cost=CostModel(chosen.problem))

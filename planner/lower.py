@@ -1,0 +1,139 @@
+"""From a solver's answer to the plan file: ranks, stages, transfers, estimate.
+
+Rank 0 is on the cluster's root device, with or without a stage; the other ranks are numbered in
+stage order.
+"""
+
+from __future__ import annotations
+
+from planner.cost import PlanCost, RankCost
+from planner.memory import BUFFER_DEPTH
+from planner.planfile import (
+    INPUT,
+    OUTPUT,
+    Aggregation,
+    Estimate,
+    Pipeline,
+    PlanSpec,
+    RankBinding,
+    RankEstimate,
+    Schedule,
+    Stage,
+    Transfer,
+    place,
+)
+from planner.problem import PlanningProblem
+from planner.selection import fold
+from planner.solvers.base import TOLERANCE, Assignment
+from profiler.units import format_seconds
+
+
+def lower(problem: PlanningProblem, assignment: Assignment, price: PlanCost) -> PlanSpec:
+    """The decision in the plan's own terms."""
+    graph = problem.graph
+    ranks = number_ranks(problem, assignment)
+    names = [layer.name for layer in graph.layers]
+    stages = tuple(
+        Stage(
+            index=s,
+            layers=fold([names[i] for i in stage.layers], names),
+            split="batch" if len(stage.devices) > 1 else "none",
+            ranks=tuple(ranks[device] for device in stage.devices),
+            shares=stage.shares,
+            whole_batch=stage.whole_batch,
+        )
+        for s, stage in enumerate(assignment.stages)
+    )
+    return PlanSpec(
+        schedule=Schedule(microbatch_size=problem.microbatch, depth=BUFFER_DEPTH),
+        aggregation=Aggregation(),
+        pipelines=(Pipeline(index=0, items=problem.batch, stages=stages),),
+        ranks=tuple(
+            RankBinding(rank=rank, device=device, device_type=problem.cluster.device[device].type)
+            for device, rank in ranks.items()
+        ),
+        transfers=_transfers(problem, assignment, price),
+    )
+
+
+def number_ranks(problem: PlanningProblem, assignment: Assignment) -> dict[str, int]:
+    """The rank of each device of the plan, the root first."""
+    order = dict.fromkeys((problem.cluster.root, *assignment.devices))
+    return {device: rank for rank, device in enumerate(order)}
+
+
+def estimate(problem: PlanningProblem, assignment: Assignment, price: PlanCost) -> Estimate:
+    """What the plan is expected to do."""
+    ranks = number_ranks(problem, assignment)
+    by_rank = sorted(price.ranks, key=lambda rank: ranks[rank.device])
+    return Estimate(
+        period_s=price.period_s,
+        latency_s=price.latency_s,
+        items_per_s=problem.batch / price.period_s if price.period_s else 0.0,
+        error_fraction=problem.profile.error_fraction,
+        bottleneck=describe_bottleneck(assignment, price),
+        ranks=tuple(
+            RankEstimate(
+                rank=ranks[rank.device],
+                compute_s=rank.compute_s,
+                receive_s=rank.receive_s,
+                send_s=rank.send_s,
+                busy_fraction=_busy_fraction(rank, price),
+                memory=rank.memory,
+            )
+            for rank in by_rank
+        ),
+    )
+
+
+def describe_bottleneck(assignment: Assignment, price: PlanCost) -> str:
+    """What is busy for the whole period, and how long: a stage, else a wire."""
+    for s, stage in enumerate(price.stages):
+        if stage.runs * stage.busy_s >= price.period_s * (1 - TOLERANCE / 10):
+            devices = assignment.stages[s].devices
+            on = devices[0] if len(devices) == 1 else f"{len(devices)} devices"
+            return (
+                f"{place(0, s)} on {on}: busy {format_seconds(stage.runs * stage.busy_s)} "
+                f"of every batch"
+            )
+    name, seconds = max(price.wires.items(), key=lambda item: item[1])
+    return f"wire {name}: busy {format_seconds(seconds)} of every batch"
+
+
+def _busy_fraction(rank: RankCost, price: PlanCost) -> float:
+    if rank.stage is None or not price.period_s:
+        return 0.0
+    busy_s = rank.compute_s + rank.receive_s + rank.send_s
+    return price.stages[rank.stage].runs * busy_s / price.period_s
+
+
+def _transfers(
+    problem: PlanningProblem, assignment: Assignment, price: PlanCost
+) -> tuple[Transfer, ...]:
+    """One entry a tensor and pair of stages, by source, target and the tensors' order."""
+    runs = {(hop.source, hop.target): hop.runs for hop in price.hops}
+    waits = [stage.whole_batch for stage in assignment.stages]
+    last = len(waits)
+    found = []
+    for flow in sorted(
+        price.flows,
+        key=lambda f: (
+            -1 if f.source is None else f.source,
+            last if f.target is None else f.target,
+        ),
+    ):
+        tensor = problem.graph.tensor[flow.tensor]
+        whole = all(waits[s] for s in (flow.source, flow.target) if s is not None)
+        assert not whole or runs[flow.source, flow.target] == 1
+        items = problem.batch if whole else problem.microbatch
+        found.append(
+            Transfer(
+                source=INPUT if flow.source is None else place(0, flow.source),
+                target=OUTPUT if flow.target is None else place(0, flow.target),
+                tensor=tensor.name,
+                shape=tensor.shape,
+                dtype=tensor.dtype,
+                num_bytes=tensor.num_bytes(problem.graph.symbols_at(items)),
+            )
+        )
+    return tuple(found)

@@ -1,0 +1,183 @@
+"""What people do without a planner: split evenly, by memory, by speed, or use the best device.
+
+Baselines that every plan is compared with. Each rule ignores what it does not look at, so its
+plan may not fit or may break the request; then it says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from planner.cost import CostModel, PlanCost
+from planner.flows import Routing
+from planner.problem import PlanningProblem
+from planner.request import Split
+from planner.solvers.base import Assignment, StageAssignment
+from profiler.units import format_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuleOutcome:
+    """What a rule gives: an assignment that fits and keeps the request, or why it has none."""
+
+    name: str
+    assignment: Assignment | None
+    price: PlanCost | None
+    why_not: str = ""
+
+
+def apply_rules(problem: PlanningProblem, cost: CostModel) -> tuple[RuleOutcome, ...]:
+    """Every rule's outcome, in a fixed order."""
+    return (
+        _best_single(problem, cost),
+        *(_proportional(name, weigh, problem, cost) for name, weigh in WEIGHTS.items()),
+    )
+
+
+def line(
+    problem: PlanningProblem, devices: Sequence[str], counts: Sequence[int]
+) -> tuple[StageAssignment, ...]:
+    """Stages of ``counts`` consecutive layers on ``devices``; a device without layers is left
+    out."""
+    stages, start = [], 0
+    for device, count in zip(devices, counts, strict=True):
+        if count:
+            layers = tuple(range(start, start + count))
+            waits = not problem.whole_batch.isdisjoint(layers)
+            stages.append(
+                StageAssignment(
+                    layers=layers,
+                    devices=(device,),
+                    shares=(problem.batch if waits else problem.microbatch,),
+                    whole_batch=waits,
+                )
+            )
+            start += count
+    return tuple(stages)
+
+
+def apportion_layers(num_layers: int, weights: Sequence[float]) -> list[int]:
+    """Whole numbers of layers in proportion to ``weights`` (largest remainders).
+
+    >>> apportion_layers(10, [1.0, 1.0, 2.0])
+    [3, 2, 5]
+    """
+    total = sum(weights)
+    if total <= 0:
+        weights, total = [1.0] * len(weights), float(len(weights))
+    exact = [num_layers * weight / total for weight in weights]
+    counts = [int(x) for x in exact]
+    by_rest = sorted(range(len(exact)), key=lambda d: (counts[d] - exact[d], d))
+    for d in by_rest[: num_layers - sum(counts)]:
+        counts[d] += 1
+    return counts
+
+
+def broken_wish(problem: PlanningProblem, stages: Sequence[StageAssignment]) -> str | None:
+    """The first wish of the request that ``stages`` do not keep, or None."""
+    layers = problem.graph.layers
+    if len(stages) > 1 and Split.LAYERS not in problem.request.splits:
+        return "the request allows no split between layers"
+    if len(stages) > problem.max_stages:
+        return f"{len(stages)} stages; the request allows {problem.max_stages}"
+    home = {i: s for s, stage in enumerate(stages) for i in stage.layers}
+    for i, s in sorted(home.items()):
+        if not set(stages[s].devices) <= problem.allowed[i]:
+            return f"{layers[i].name} may not run on {stages[s].devices[0]}"
+    for group in problem.together:
+        if len({home[i] for i in group}) > 1:
+            return f"{layers[group[0]].name} and {layers[group[-1]].name} must share a stage"
+    used = {device for stage in stages for device in stage.devices}
+    missing = sorted(problem.required - used)
+    return f"{missing[0]} is left out" if missing else None
+
+
+def memory_shortfall(price: PlanCost) -> str | None:
+    """Which device lacks most memory under ``price``, with both figures, or None."""
+    short = price.shortfalls()
+    if not short:
+        return None
+    memory = short[0].memory
+    return (
+        f"{short[0].device} needs {format_bytes(memory.total_bytes)}, "
+        f"has {format_bytes(memory.capacity_bytes)}"
+    )
+
+
+def best_routing(
+    problem: PlanningProblem, cost: CostModel, stages: Sequence[StageAssignment]
+) -> tuple[Assignment, PlanCost]:
+    """``stages`` with the routing that serves them best: one that fits before one that does not."""
+    routings = [Routing.RELAY] if problem.graph.is_chain else [Routing.RELAY, Routing.DIRECT]
+    tried = []
+    for routing in routings:
+        assignment = Assignment(stages=tuple(stages), routing=routing)
+        tried.append((assignment, cost.evaluate(assignment)))
+    objective = problem.request.objective
+    return min(tried, key=lambda t: (not t[1].fits, t[1].objective_s(objective)))
+
+
+def _best_single(problem: PlanningProblem, cost: CostModel) -> RuleOutcome:
+    name = "best single device"
+    best: tuple[float, Assignment, PlanCost] | None = None
+    why = ""
+    for device in problem.cluster.device:
+        stages = line(problem, [device], [problem.num_layers])
+        broken = broken_wish(problem, stages)
+        if broken is not None or device not in problem.devices:
+            why = why or broken or f"the request forbids {device}"
+            continue
+        assignment, price = best_routing(problem, cost, stages)
+        short = memory_shortfall(price)
+        if short is not None:
+            why = short
+            continue
+        objective = price.objective_s(problem.request.objective)
+        if best is None or objective < best[0]:
+            best = objective, assignment, price
+    if best is None:
+        return RuleOutcome(name=name, assignment=None, price=None, why_not=why)
+    return RuleOutcome(name=f"{name} ({best[1].devices[0]})", assignment=best[1], price=best[2])
+
+
+def _proportional(
+    name: str,
+    weigh: Callable[[PlanningProblem, CostModel], list[float]],
+    problem: PlanningProblem,
+    cost: CostModel,
+) -> RuleOutcome:
+    counts = apportion_layers(problem.num_layers, weigh(problem, cost))
+    stages = line(problem, problem.devices, counts)
+    broken = broken_wish(problem, stages)
+    if broken is not None:
+        return RuleOutcome(name=name, assignment=None, price=None, why_not=broken)
+    assignment, price = best_routing(problem, cost, stages)
+    short = memory_shortfall(price)
+    if short is not None:
+        return RuleOutcome(name=name, assignment=None, price=None, why_not=short)
+    return RuleOutcome(name=name, assignment=assignment, price=price)
+
+
+def _evenly(problem: PlanningProblem, cost: CostModel) -> list[float]:  # noqa: ARG001
+    return [1.0] * len(problem.devices)
+
+
+def _by_memory(problem: PlanningProblem, cost: CostModel) -> list[float]:  # noqa: ARG001
+    return [float(problem.capacity_bytes(device)) for device in problem.devices]
+
+
+def _by_speed(problem: PlanningProblem, cost: CostModel) -> list[float]:
+    everything = tuple(range(problem.num_layers))
+    seconds = [
+        cost.figures.compute_s(everything, device, problem.microbatch) for device in problem.devices
+    ]
+    return [1.0 / s if s > 0 else 1.0 for s in seconds]
+
+
+WEIGHTS: Mapping[str, Callable[[PlanningProblem, CostModel], list[float]]] = {
+    "even layer counts": _evenly,
+    "layer counts by memory": _by_memory,
+    "layer counts by speed": _by_speed,
+}
+"""Rules that cut the layers' order in proportion to something about each device."""

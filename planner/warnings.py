@@ -1,0 +1,87 @@
+"""What a reviewer should know about a plan before trusting its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from planner.alternatives import Chosen, Rival
+from planner.cost import CostModel
+from planner.planfile import PlanWarning, place
+from planner.solvers.base import TOLERANCE
+
+
+def plan_warnings(
+    chosen: Chosen, rivals: Sequence[Rival], *, gap: float, cost: CostModel
+) -> tuple[PlanWarning, ...]:
+    """Warnings about the chosen plan, in a fixed order."""
+    return (
+        *_gap(gap),
+        *_close_call(chosen, rivals),
+        *_extrapolated(chosen, cost),
+        *_unstable(chosen),
+        *_uneven(chosen),
+    )
+
+
+def _gap(gap: float) -> Iterator[PlanWarning]:
+    if gap > TOLERANCE:
+        yield PlanWarning(
+            code="not-proved",
+            message=f"a plan up to {gap:.1%} better than the bound allows was not ruled out; "
+            "raise limits.time_s to search longer",
+        )
+
+
+def _close_call(chosen: Chosen, rivals: Sequence[Rival]) -> Iterator[PlanWarning]:
+    """A different plan within what the profile can tell apart."""
+    error = chosen.problem.profile.error_fraction
+    close = [
+        (rival.objective_s, rival.name)
+        for rival in rivals
+        if rival.objective_s is not None
+        and rival.assignment != chosen.assignment
+        and rival.objective_s > chosen.objective_s * (1 + TOLERANCE)
+        and rival.objective_s <= chosen.objective_s * (1 + error)
+    ]
+    if close:
+        objective_s, name = min(close)
+        slower = objective_s / chosen.objective_s - 1
+        yield PlanWarning(
+            code="close-call",
+            message=f"the runner-up ({name}) is {slower:.1%} slower, within the profile's error "
+            f"of {error:.1%}: profile again to be sure",
+        )
+
+
+def _extrapolated(chosen: Chosen, cost: CostModel) -> Iterator[PlanWarning]:
+    for s, stage in enumerate(chosen.assignment.stages):
+        for device, share in zip(stage.devices, stage.shares, strict=True):
+            most = cost.figures.most_measured(stage.layers, device)
+            if share > most:
+                yield PlanWarning(
+                    code="extrapolated",
+                    message=f"{place(0, s)}: {device} gets {share} items at once; at most {most} "
+                    "were measured, so its time and memory are extrapolated",
+                )
+
+
+def _unstable(chosen: Chosen) -> Iterator[PlanWarning]:
+    unstable = chosen.problem.profile.conditions.unstable
+    if unstable:
+        shown = ", ".join(unstable[:4]) + (" ..." if len(unstable) > 4 else "")
+        yield PlanWarning(
+            code="unstable-profile",
+            message=f"{len(unstable)} measurements varied too much to trust ({shown}): profile "
+            "again on a quiet machine",
+        )
+
+
+def _uneven(chosen: Chosen) -> Iterator[PlanWarning]:
+    problem = chosen.problem
+    rest = problem.batch % problem.microbatch
+    if rest:
+        yield PlanWarning(
+            code="uneven-microbatch",
+            message=f"the last of {problem.num_microbatches} microbatches has {rest} items instead "
+            f"of {problem.microbatch}; the estimate counts it as a whole one",
+        )
