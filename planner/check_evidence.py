@@ -162,7 +162,7 @@ def _certificate(bound_s: float, real_s: float) -> str:
         )
     return (
         "the proof is about the plan before; as far as the edited one is within what was searched, "
-        f"it is at most {_gap(real_s, bound_s):.1%} above the bound {format_seconds(bound_s)}"
+        f"it is at most {max(0.0, _gap(real_s, bound_s)):.1%} above the bound {format_seconds(bound_s)}"
     )
 
 

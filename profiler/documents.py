@@ -17,7 +17,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PlainSerializer,
+    ValidationError,
+    WithJsonSchema,
+)
 
 from profiler.errors import InvalidInputError
 from profiler.units import parse_bytes, parse_bytes_per_s, parse_seconds
@@ -40,9 +47,15 @@ def _quantity(parse: Any) -> Any:
     return BeforeValidator(validate)
 
 
-Bytes = Annotated[int, _quantity(parse_bytes)]
-BytesPerSecond = Annotated[float, _quantity(parse_bytes_per_s)]
-Seconds = Annotated[float, _quantity(parse_seconds)]
+def _text_or(kind: str, example: str) -> WithJsonSchema:
+    """What the published schema says of a quantity: a number, or text with a unit."""
+    form = {"anyOf": [{"type": kind}, {"type": "string"}], "examples": [example]}
+    return WithJsonSchema(form, mode="validation")
+
+
+Bytes = Annotated[int, _quantity(parse_bytes), _text_or("integer", "24GiB")]
+BytesPerSecond = Annotated[float, _quantity(parse_bytes_per_s), _text_or("number", "1Gbit/s")]
+Seconds = Annotated[float, _quantity(parse_seconds), _text_or("number", "150us")]
 
 
 def _rounded(value: float | None) -> float | None:
@@ -90,11 +103,15 @@ class Document(Record):
         Raises:
             InvalidInputError: as for :meth:`load`.
         """
-        data = _parse_json(text, name) if is_json else parse_yaml(text, name)
-        if not isinstance(data, dict):
-            raise InvalidInputError(
-                f"{name} is not a {cls.__name__}: it holds no mapping at the top"
-            )
+        return cls.from_data(parse_data(text, name=name, is_json=is_json), name=name)
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, object], *, name: str) -> Self:
+        """The document that plain data stands for; ``name`` is used in messages.
+
+        Raises:
+            InvalidInputError: as for :meth:`load`.
+        """
         cls._check_header(data, name)
         try:
             # JSON mode keeps strictness for numbers while lists may become tuples.
@@ -135,6 +152,28 @@ class Document(Record):
         """
         file = Path(path)
         write_atomically(file, self.to_text(as_json=file.suffix == ".json"))
+
+
+def load_data(path: str | os.PathLike[str]) -> dict[str, object]:
+    """The data in a file (YAML or JSON by suffix), before any document's schema.
+
+    Raises:
+        InvalidInputError: unreadable, or no mapping at the top.
+    """
+    file = Path(path)
+    return parse_data(read_text(file), name=str(file), is_json=file.suffix == ".json")
+
+
+def parse_data(text: str, *, name: str, is_json: bool) -> dict[str, object]:
+    """The data in ``text``; ``name`` is used in messages.
+
+    Raises:
+        InvalidInputError: neither YAML nor JSON, or no mapping at the top.
+    """
+    data = _parse_json(text, name) if is_json else parse_yaml(text, name)
+    if not isinstance(data, dict):
+        raise InvalidInputError(f"{name} is not a document: it holds no mapping at the top")
+    return data
 
 
 def canonical_json(data: object) -> str:

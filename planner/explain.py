@@ -1,0 +1,420 @@
+"""What a plan says, as numbers and reasons: from the plan file alone, for any way of showing it.
+
+No markup and no rounding happens here (``planner.render`` draws), and nothing is judged
+(``planner.check`` does). Beside a run's report, every figure stands next to what was measured.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from planner.actual import Actual, read_actuals
+from planner.planfile import (
+    INPUT,
+    Pipeline,
+    Plan,
+    RankBinding,
+    RankMemory,
+    Stage,
+    Transfer,
+    place,
+)
+from planner.request import Objective
+from profiler.errors import InvalidInputError
+
+_RANGE = re.compile(r"(?P<head>.*?)(?P<first>[0-9]{1,9})\.\.(?P<last>[0-9]{1,9})")
+_MOST_NAMES = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputsShown:
+    """What the plan was made from."""
+
+    model: str
+    source: str
+    dtype: str
+    num_layers: int
+    weight_bytes: int
+    cluster: str
+    profile: str
+    error_fraction: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultShown:
+    """What comes out. The bottleneck's ranks are listed unless it is a wire."""
+
+    objective: Objective
+    batch_size: int
+    microbatch_size: int
+    num_microbatches: int
+    period_s: float
+    latency_s: float
+    items_per_s: float
+    bottleneck: str
+    bottleneck_ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProofShown:
+    """How sure it is that nothing better exists, and among what."""
+
+    solver: str
+    status: str
+    objective_s: float
+    bound_s: float
+    gap: float
+    space: str
+    candidates: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sending:
+    """Tensors that go one way together, ``times`` a batch; ``num_bytes`` is all of them once."""
+
+    source: str
+    target: str
+    tensors: tuple[str, ...]
+    shapes: tuple[str, ...]
+    num_bytes: int
+    times: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankShare:
+    """A rank of a stage, with its items of each run."""
+
+    rank: int
+    device: str
+    device_type: str
+    items: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageShown:
+    """What runs together, where, and what leaves it."""
+
+    place: str
+    index: int
+    layers: tuple[str, ...]
+    split: str
+    whole_batch: bool
+    ranks: tuple[RankShare, ...]
+    receives: tuple[Sending, ...]
+    sends: tuple[Sending, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineShown:
+    """A copy of the model with its items of each batch."""
+
+    index: int
+    items: int
+    stages: tuple[StageShown, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankShown:
+    """How a rank spends its time (seconds a run of its stage) and its memory."""
+
+    rank: int
+    device: str
+    device_type: str
+    stage: str | None
+    compute_s: float
+    receive_s: float
+    send_s: float
+    busy_fraction: float
+    memory: Mapping[str, int]
+    used_bytes: int
+    used_fraction: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlternativeShown:
+    """A plan that was not chosen; ``worse_fraction`` is its distance from the chosen one."""
+
+    plan: str
+    objective_s: float | None
+    worse_fraction: float | None
+    why_not: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """Something that a reviewer should know."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerShown:
+    """Where a layer runs; ``layer`` as the plan names it (a module stands for all below it)."""
+
+    layer: str
+    place: str
+    ranks: tuple[int, ...]
+    devices: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExplainReport:
+    """Everything that a plan says, in the order in which a reviewer asks."""
+
+    name: str
+    plan_id: str
+    created_by: str
+    inputs: InputsShown
+    result: ResultShown
+    proof: ProofShown
+    aggregation: str
+    root_rank: int
+    pipelines: tuple[PipelineShown, ...]
+    ranks: tuple[RankShown, ...]
+    alternatives: tuple[AlternativeShown, ...]
+    idle: tuple[Notice, ...]
+    warnings: tuple[Notice, ...]
+    actuals: tuple[Actual, ...]
+    next_steps: tuple[tuple[str, str], ...]
+
+
+def explain(
+    plan: Plan, *, name: str, run_report: Mapping[str, object] | None = None
+) -> ExplainReport:
+    """The report on ``plan``; ``name`` is its file's name, ``run_report`` a RunReport as data.
+
+    Raises:
+        InvalidInputError: the run report is none, or is one of another plan.
+    """
+    binding = {x.rank: x for x in plan.spec.ranks}
+    stage_of = {
+        rank: place(p.index, s.index)
+        for p in plan.spec.pipelines
+        for s in p.stages
+        for rank in s.ranks
+    }
+    model, search = plan.inputs.model, plan.search
+    return ExplainReport(
+        name=name,
+        plan_id=plan.plan_id,
+        created_by=plan.created_by,
+        inputs=InputsShown(
+            model=model.ref,
+            source=model.source,
+            dtype=model.dtype,
+            num_layers=model.num_layers,
+            weight_bytes=model.weight_bytes,
+            cluster=plan.inputs.cluster.ref,
+            profile=plan.inputs.profile.ref,
+            error_fraction=plan.estimate.error_fraction,
+        ),
+        result=_result(plan, stage_of),
+        proof=ProofShown(
+            solver=search.solver,
+            status=search.status,
+            objective_s=search.objective_s,
+            bound_s=search.bound_s,
+            gap=search.gap,
+            space=search.space,
+            candidates=search.candidates,
+        ),
+        aggregation=plan.spec.aggregation.strategy,
+        root_rank=plan.spec.aggregation.root_rank,
+        pipelines=_pipelines(plan, binding),
+        ranks=tuple(_ranks(plan, binding, stage_of)),
+        alternatives=tuple(
+            AlternativeShown(
+                plan=x.plan,
+                objective_s=x.objective_s,
+                worse_fraction=_worse(x.objective_s, search.objective_s),
+                why_not=x.why_not,
+            )
+            for x in search.alternatives
+        ),
+        idle=tuple(Notice(code=x.device, message=x.reason) for x in search.idle),
+        warnings=tuple(_warnings(plan)),
+        actuals=() if run_report is None else read_actuals(plan, run_report),
+        next_steps=_next_steps(name, has_run=run_report is not None),
+    )
+
+
+def find_layers(plan: Plan, pattern: str) -> tuple[LayerShown, ...]:
+    """Where the layers run whose names ``pattern`` (a regular expression) matches anywhere.
+
+    The plan names whole modules, so a full name below one of them is found by its module.
+
+    Raises:
+        InvalidInputError: not a regular expression, or it matches no layer.
+    """
+    try:
+        wanted = re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise InvalidInputError(f"--layer {pattern!r} is not a regular expression: {error}") from (
+            error
+        )
+    device = {x.rank: x.device for x in plan.spec.ranks}
+    found = tuple(
+        LayerShown(
+            layer=layer,
+            place=place(pipeline.index, stage.index),
+            ranks=stage.ranks,
+            devices=tuple(device.get(rank, "?") for rank in stage.ranks),
+        )
+        for pipeline in plan.spec.pipelines
+        for stage in pipeline.stages
+        for layer in _names(stage.layers)
+        if wanted.search(layer) or pattern.startswith(layer + ".")
+    )
+    if not found:
+        listed = [x for p in plan.spec.pipelines for s in p.stages for x in s.layers]
+        raise InvalidInputError(
+            f"no layer of the plan matches {pattern!r}; it names {', '.join(listed[:6])}"
+        )
+    return found
+
+
+def _names(selectors: Sequence[str]) -> Iterator[str]:
+    """What selectors name as far as the plan alone tells: ranges number by number."""
+    for selector in selectors:
+        match = None if selector.startswith("=") else _RANGE.fullmatch(selector[:1000])
+        if match is None:
+            yield selector.removeprefix("=")
+            continue
+        first, last = int(match["first"]), int(match["last"])
+        for number in range(first, min(last + 1, first + _MOST_NAMES)):
+            yield f"{match['head']}{number}"
+
+
+def _result(plan: Plan, stage_of: Mapping[int, str]) -> ResultShown:
+    batch, micro = plan.inputs.request.batch_size, plan.spec.schedule.microbatch_size
+    estimate = plan.estimate
+    return ResultShown(
+        objective=plan.inputs.request.objective,
+        batch_size=batch,
+        microbatch_size=micro,
+        num_microbatches=max((_runs(x, micro) for x in plan.spec.pipelines), default=0),
+        period_s=estimate.period_s,
+        latency_s=estimate.latency_s,
+        items_per_s=estimate.items_per_s,
+        bottleneck=estimate.bottleneck,
+        bottleneck_ranks=tuple(
+            rank
+            for rank, stage in sorted(stage_of.items())
+            if estimate.bottleneck == stage or estimate.bottleneck.startswith(stage + " ")
+        ),
+    )
+
+
+def _runs(pipeline: Pipeline, microbatch_size: int) -> int:
+    return -(-pipeline.items // microbatch_size) if microbatch_size > 0 else 0
+
+
+def _pipelines(plan: Plan, binding: Mapping[int, RankBinding]) -> tuple[PipelineShown, ...]:
+    whole = {place(p.index, s.index): s.whole_batch for p in plan.spec.pipelines for s in p.stages}
+    leaving: dict[str, list[Transfer]] = {}
+    entering: dict[str, list[Transfer]] = {}
+    for transfer in plan.spec.transfers:
+        leaving.setdefault(transfer.source, []).append(transfer)
+        entering.setdefault(transfer.target, []).append(transfer)
+    micro = plan.spec.schedule.microbatch_size
+
+    def stage_shown(pipeline: Pipeline, stage: Stage) -> StageShown:
+        here, runs = place(pipeline.index, stage.index), _runs(pipeline, micro)
+        from_input = [x for x in entering.get(here, ()) if x.source == INPUT]
+        return StageShown(
+            place=here,
+            index=stage.index,
+            layers=stage.layers,
+            split=stage.split,
+            whole_batch=stage.whole_batch,
+            ranks=tuple(
+                RankShare(
+                    rank=rank,
+                    device=binding[rank].device if rank in binding else "?",
+                    device_type=binding[rank].device_type if rank in binding else "?",
+                    items=stage.shares[i] if i < len(stage.shares) else 0,
+                )
+                for i, rank in enumerate(stage.ranks)
+            ),
+            receives=_sendings(from_input, whole, runs),
+            sends=_sendings(leaving.get(here, ()), whole, runs),
+        )
+
+    return tuple(
+        PipelineShown(
+            index=pipeline.index,
+            items=pipeline.items,
+            stages=tuple(stage_shown(pipeline, stage) for stage in pipeline.stages),
+        )
+        for pipeline in plan.spec.pipelines
+    )
+
+
+def _sendings(
+    transfers: Sequence[Transfer], whole: Mapping[str, bool], runs: int
+) -> tuple[Sending, ...]:
+    """Transfers from one place to another, together."""
+    ways: dict[tuple[str, str], list[Transfer]] = {}
+    for transfer in transfers:
+        ways.setdefault((transfer.source, transfer.target), []).append(transfer)
+    return tuple(
+        Sending(
+            source=source,
+            target=target,
+            tensors=tuple(x.tensor for x in found),
+            shapes=tuple(f"[{', '.join(str(d) for d in x.shape)}] {x.dtype}" for x in found),
+            num_bytes=sum(x.num_bytes for x in found),
+            times=1 if all(whole.get(end, True) for end in (source, target)) else runs,
+        )
+        for (source, target), found in ways.items()
+    )
+
+
+def _ranks(
+    plan: Plan, binding: Mapping[int, RankBinding], stage_of: Mapping[int, str]
+) -> Iterator[RankShown]:
+    for estimate in plan.estimate.ranks:
+        bound, memory = binding.get(estimate.rank), estimate.memory
+        yield RankShown(
+            rank=estimate.rank,
+            device=bound.device if bound else "?",
+            device_type=bound.device_type if bound else "?",
+            stage=stage_of.get(estimate.rank),
+            compute_s=estimate.compute_s,
+            receive_s=estimate.receive_s,
+            send_s=estimate.send_s,
+            busy_fraction=estimate.busy_fraction,
+            memory={name: getattr(memory, name) for name in RankMemory.model_fields},
+            used_bytes=memory.total_bytes,
+            used_fraction=memory.total_bytes / memory.capacity_bytes
+            if memory.capacity_bytes
+            else 0.0,
+        )
+
+
+def _worse(objective_s: float | None, chosen_s: float) -> float | None:
+    return objective_s / chosen_s - 1 if objective_s is not None and chosen_s > 0 else None
+
+
+def _warnings(plan: Plan) -> Iterator[Notice]:
+    if plan.plan_id != plan.expected_id():
+        yield Notice(
+            code="edited",
+            message="inputs or spec were changed after planning; the figures are of the plan "
+            "before: apportion check says what they are now",
+        )
+    for warning in plan.warnings:
+        yield Notice(code=warning.code, message=warning.message)
+
+
+def _next_steps(name: str, *, has_run: bool) -> tuple[tuple[str, str], ...]:
+    if has_run:
+        return (("apportion profile MODEL -o profile.json", "measure again where it was wrong"),)
+    return (
+        (f"apportion check  {name}", "every rule and figure, derived again"),
+        (f"apportion verify {name}", "its answer beside the whole model's"),
+        (f"apportion run    {name} --inputs FILE --outputs FILE", "run it"),
+    )

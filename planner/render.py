@@ -1,0 +1,399 @@
+"""An ExplainReport as text for a terminal or as JSON; Markdown is in ``planner.markdown``.
+
+Text is at most 100 columns wide and at most about a screen long by default (``Detail.SCREEN``);
+the worst items are named in words, not by colour, so that a copy says as much as the screen.
+"""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+from planner.explain import (
+    ExplainReport,
+    LayerShown,
+    PipelineShown,
+    RankShown,
+    Sending,
+    StageShown,
+)
+from planner.findings import Finding, Severity
+from planner.planfile import OUTPUT
+from planner.request import Objective
+from profiler.units import bytes_unit, format_bytes, format_seconds, seconds_unit
+
+WIDTH = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Detail:
+    """How many lines each section may take."""
+
+    stages: int
+    ranks: int
+    others: int
+
+
+SCREEN = Detail(stages=14, ranks=8, others=5)
+EVERYTHING = Detail(stages=10**9, ranks=10**9, others=10**9)
+
+
+def render_text(report: ExplainReport, detail: Detail = SCREEN) -> str:
+    """The report for a terminal."""
+    sections = [
+        _header(report),
+        _result(report),
+        _actuals(report),
+        _placement(report, detail),
+        _rank_table(report, detail),
+        _why(report, detail),
+        _idle(report, detail),
+        _warnings(report, detail),
+        _next(report),
+    ]
+    return "\n".join(lines_of([line for section in sections if section for line in (*section, "")]))
+
+
+def render_json(report: ExplainReport) -> str:
+    """The report for programs."""
+    return json.dumps(asdict(report), indent=1)
+
+
+def render_layers(layers: Sequence[LayerShown]) -> str:
+    """Where layers run, one a line."""
+    wide = max(len(x.layer) for x in layers)
+    return "\n".join(
+        lines_of(
+            f"{x.layer:<{min(wide, 50)}}  {x.place}  "
+            + ", ".join(f"rank {r} {d}" for r, d in zip(x.ranks, x.devices, strict=True))
+            for x in layers
+        )
+    )
+
+
+def render_findings(findings: Sequence[Finding]) -> str:
+    """What check found, errors first, and a count."""
+    lines: list[str] = []
+    for severity in Severity:
+        for finding in findings:
+            if finding.severity is severity:
+                lines += _wrapped(
+                    f"{finding.severity.value}: {finding.code}: {finding.where}: ", finding.message
+                )
+    errors = sum(x.severity is Severity.ERROR for x in findings)
+    warnings = len(findings) - errors
+    lines.append(
+        f"{count(errors, 'error')}, {count(warnings, 'warning')}"
+        if findings
+        else "no findings: the plan keeps every rule"
+    )
+    return "\n".join(lines_of(lines))
+
+
+def plain(text: str) -> str:
+    """``text`` without what could play tricks on a terminal: control and invisible characters."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def lines_of(lines: Iterable[str]) -> Iterator[str]:
+    """Lines as they may be printed: nothing invisible, nothing wider than the page."""
+    for line in lines:
+        shown = plain(line).rstrip()
+        yield shown if len(shown) <= WIDTH else shown[: WIDTH - 3] + "..."
+
+
+def count(number: int, what: str) -> str:
+    """A number of things, in words.
+
+    >>> count(1, "stage"), count(2, "stage")
+    ('1 stage', '2 stages')
+    """
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def rate(items_per_s: float) -> str:
+    """Items a second for people."""
+    return f"{items_per_s:,.0f}" if 1000 <= items_per_s < 1e15 else f"{items_per_s:.3g}"
+
+
+def percent(fraction: float) -> str:
+    """A fraction in percent, one decimal below ten."""
+    return f"{fraction * 100:.{1 if abs(fraction) < 0.0995 else 0}f} %"
+
+
+def objective_name(report: ExplainReport) -> str:
+    """The figure that the request wants small."""
+    return "period" if report.result.objective is Objective.THROUGHPUT else "latency"
+
+
+def layers_text(layers: Sequence[str], width: int) -> str:
+    """Selectors in at most ``width`` columns: the first and the last, what is between as dots."""
+    text = ", ".join(layers)
+    if len(text) <= width or not layers:
+        return _cut(text, width)
+    last = _cut(layers[-1], width // 2)
+    first = ""
+    for layer in layers[:-1]:
+        if len(first) + len(layer) + len(last) + 7 > width:
+            break
+        first += layer + ", "
+    return _cut(f"{first}..., {last}", width)
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def _sides(left: str, right: str) -> str:
+    return f"{left:<{WIDTH - len(right) - 1}} {right}"
+
+
+def _wrapped(first: str, text: str) -> list[str]:
+    """``text`` after ``first``, in lines indented by two more than the first."""
+    indent = " " * (len(first) - len(first.lstrip()) + 4)
+    return textwrap.wrap(
+        plain(first + text), WIDTH, subsequent_indent=indent, break_on_hyphens=False
+    ) or [first]
+
+
+def _header(report: ExplainReport) -> list[str]:
+    inputs = report.inputs
+    used = sum(rank.stage is not None for rank in report.ranks)
+    wide = min(max(len(x) for x in (inputs.model, inputs.cluster, inputs.profile)), 48)
+    return [
+        _sides(
+            f"Plan  {_cut(report.name, 40)}  {report.plan_id[:46]}",
+            f"objective: {report.result.objective.value}",
+        ),
+        f"  model    {_cut(inputs.model, wide):<{wide}}  {inputs.dtype}  "
+        f"{count(inputs.num_layers, 'layer')}  {format_bytes(inputs.weight_bytes)} of weights",
+        f"  cluster  {_cut(inputs.cluster, wide):<{wide}}  {count(used, 'device')} in use, "
+        f"{len(report.idle)} idle",
+        f"  profile  {_cut(inputs.profile, wide):<{wide}}  times are known to about "
+        f"+/-{percent(inputs.error_fraction)}",
+    ]
+
+
+def _result(report: ExplainReport) -> list[str]:
+    result, proof = report.result, report.proof
+    parted = (
+        f"{count(result.num_microbatches, 'microbatch')} of {result.microbatch_size}".replace(
+            "microbatchs", "microbatches"
+        )
+        if result.num_microbatches > 1
+        else "in one piece"
+    )
+    where = {x.rank: x.device for x in report.ranks}
+    at = ", ".join(f"rank {r} {where.get(r, '?')}" for r in result.bottleneck_ranks[:3])
+    more = f" and {len(result.bottleneck_ranks) - 3} more" * (len(result.bottleneck_ranks) > 3)
+    found = (
+        f"optimal: nothing better exists among {proof.space}"
+        if proof.status == "optimal"
+        else f"at most {percent(proof.gap)} above the proven bound of "
+        f"{format_seconds(proof.bound_s)}, among {proof.space}"
+    )
+    return [
+        "Result",
+        f"  throughput  {rate(result.items_per_s)} items/s: {count(result.batch_size, 'item')} "
+        f"every {format_seconds(result.period_s)}, {parted}",
+        f"  latency     {format_seconds(result.latency_s)} for one batch alone",
+        f"  bottleneck  {result.bottleneck}{f' on {at}{more}' if at else ''}",
+        *_wrapped(
+            "  proof       ", f"{found} ({proof.solver}, {count(proof.candidates, 'candidate')})"
+        ),
+    ]
+
+
+def _actuals(report: ExplainReport) -> list[str]:
+    if not report.actuals:
+        return []
+    lines = [f"{'Measured':<44}{'predicted':>12}{'measured':>12}{'ratio':>8}"]
+    for x in report.actuals:
+        shown = [
+            "-"
+            if value is None
+            else format_seconds(value)
+            if x.unit == "s"
+            else format_bytes(value)
+            if x.unit == "bytes"
+            else rate(value)
+            for value in (x.predicted, x.measured)
+        ]
+        ratio = "-" if x.ratio is None else f"{x.ratio:.2f}"
+        mark = "   <- wrong" if x.is_off else ""
+        lines.append(f"  {_cut(x.what, 41):<42}{shown[0]:>12}{shown[1]:>12}{ratio:>8}{mark}")
+    return lines
+
+
+def _placement(report: ExplainReport, detail: Detail) -> list[str]:
+    stages = [stage for pipeline in report.pipelines for stage in pipeline.stages]
+    ranks = sum(len(stage.ranks) for stage in stages)
+    lines = [
+        f"Placement: {count(len(report.pipelines), 'pipeline')}, {count(len(stages), 'stage')}, "
+        f"{count(ranks, 'rank')}"
+    ]
+    tree = [line for pipeline in report.pipelines for line in _tree(pipeline, report.root_rank)]
+    lines += tree[: detail.stages]
+    if len(tree) > detail.stages:
+        lines.append(f"  ... {len(tree) - detail.stages} more lines (--verbose)")
+    answers = [x for stage in stages for x in stage.sends if x.target == OUTPUT]
+    tensors = list(dict.fromkeys(name for x in answers for name in x.tensors))
+    moved = sum(x.num_bytes * x.times for x in answers)
+    lines.append(
+        f"  answer: {report.aggregation} of {_cut(', '.join(tensors), 40)} on rank "
+        f"{report.root_rank}, {format_bytes(moved)} a batch"
+    )
+    return lines
+
+
+def _tree(pipeline: PipelineShown, root_rank: int) -> Iterator[str]:
+    yield _sides(f"  pipeline {pipeline.index}", count(pipeline.items, "item"))
+    for stage in pipeline.stages:
+        last = stage is pipeline.stages[-1]
+        yield from _stage_lines(stage, "`" if last else "|", " " if last else "|", root_rank)
+
+
+def _stage_lines(stage: StageShown, corner: str, side: str, root_rank: int) -> Iterator[str]:
+    label = f"  {corner}- stage {stage.index}  "
+    notes = " (whole batch)" if stage.whole_batch else ""
+    if len(stage.ranks) == 1:
+        (x,) = stage.ranks
+        on = f"rank {x.rank}  {x.device} {x.device_type}{notes}"
+    else:
+        shares = " + ".join(str(x.items) for x in stage.ranks[:6])
+        dots = " + ..." if len(stage.ranks) > 6 else ""
+        on = f"{count(len(stage.ranks), 'rank')}, items {shares}{dots}{notes}"
+    room = WIDTH - len(label) - 2 - max(len(on), 34)
+    yield f"{label}{layers_text(stage.layers, max(room, 12)):<{max(room, 12)}}  {on}"
+    if len(stage.ranks) > 1:
+        for x in stage.ranks:
+            yield (
+                f"  {side}     rank {x.rank}  {x.device} {x.device_type}  {count(x.items, 'item')}"
+            )
+    if root_rank not in [x.rank for x in stage.ranks]:
+        for sending in stage.receives:
+            yield f"  {side}     gets {_sending(sending)} from input"
+    for sending in stage.sends:
+        if sending.target != OUTPUT:
+            to = sending.target.rpartition(".")[2].replace("stage", "stage ")
+            yield f"  {side}     `- sends {_sending(sending)} to {to}"
+
+
+def _sending(sending: Sending) -> str:
+    what = (
+        f"{_cut(sending.tensors[0], 30)} {_cut(sending.shapes[0], 30)}"
+        if len(sending.tensors) == 1
+        else count(len(sending.tensors), "tensor")
+    )
+    return f"{what}  {format_bytes(sending.num_bytes)} x {sending.times}"
+
+
+def _rank_table(report: ExplainReport, detail: Detail) -> list[str]:
+    shown = _interesting(report.ranks, detail.ranks)
+    if not shown:
+        return []
+    scale_s, unit_s = seconds_unit(max(x.compute_s for x in shown))
+    scale, unit = bytes_unit(max(x.used_bytes for x in shown))
+    held = [x.memory["weights_bytes"] + x.memory["state_bytes"] for x in shown]
+    columns: list[tuple[str, list[str]]] = [
+        ("stage", [_short(x.stage) for x in shown]),
+        ("compute", _column([x.compute_s / scale_s for x in shown])),
+        ("messages", _column([(x.receive_s + x.send_s) / scale_s for x in shown])),
+        ("busy", [f"{x.busy_fraction * 100:.0f} %" for x in shown]),
+        ("weights", _column([x / scale for x in held])),
+        ("activ.", _column([x.memory["activations_bytes"] / scale for x in shown])),
+        ("buffers", _column([x.memory["buffers_bytes"] / scale for x in shown])),
+        ("reserve", _column([x.memory["reserve_bytes"] / scale for x in shown])),
+        ("used", _column([x.used_bytes / scale for x in shown])),
+    ]
+    device = min(max(max(len(x.device) for x in shown), 4), 20)
+    lines = [f"{'Per rank':<{device + 8}}"] + [
+        f"  {x.rank:>4}  {_cut(x.device, device):<{device}}" for x in shown
+    ]
+    for title, cells in columns:
+        wide = max(len(title), *(len(cell) for cell in cells)) + 2
+        lines = [
+            line + f"{cell:>{wide}}" for line, cell in zip(lines, [title, *cells], strict=True)
+        ]
+    free = [f"of {format_bytes(x.memory['capacity_bytes'])}" for x in shown]
+    lines = [line + f"  {x}" for line, x in zip(lines, ["of free", *free], strict=True)]
+    rest = len(report.ranks) - len(shown)
+    if rest:
+        lines.append(f"  ... {count(rest, 'rank')} less busy and less full (--verbose)")
+    tight = max(report.ranks, key=lambda x: x.used_fraction)
+    lines.append(
+        f"  times in {unit_s} for {count(report.result.microbatch_size, 'item')}, memory in {unit};"
+        f" fullest: rank {tight.rank}, {percent(tight.used_fraction)} of {_cut(tight.device, 30)}"
+    )
+    return lines
+
+
+def _short(stage: str | None) -> str:
+    return "-" if stage is None else stage.replace("pipeline", "p").replace("stage", "s")
+
+
+def _interesting(ranks: Sequence[RankShown], most: int) -> list[RankShown]:
+    """At most so many ranks, in their order: the busiest and the fullest."""
+    if len(ranks) <= most:
+        return list(ranks)
+    busy = sorted(ranks, key=lambda x: -x.busy_fraction)[: most - most // 2]
+    full = sorted(ranks, key=lambda x: -x.used_fraction)
+    chosen = {x.rank for x in busy}
+    for x in full:
+        if len(chosen) < most:
+            chosen.add(x.rank)
+    return [x for x in ranks if x.rank in chosen][:most]
+
+
+def _column(values: Sequence[float]) -> list[str]:
+    """Numbers of one column, with as many decimals as the largest of them needs."""
+    largest = max(abs(value) for value in values)
+    if largest >= 1e6:
+        return [f"{value:.3g}" for value in values]
+    decimals = 0 if largest >= 100 else 1 if largest >= 10 else 2
+    return [f"{value:.{decimals}f}" for value in values]
+
+
+def _why(report: ExplainReport, detail: Detail) -> list[str]:
+    proof = report.proof
+    lines = [f"{'Why this plan':<46}{objective_name(report):>12}{'vs best':>10}  why not"]
+    lines.append(f"  {'this plan':<44}{format_seconds(proof.objective_s):>12}{'-':>10}  chosen")
+    for x in report.alternatives[: detail.others]:
+        value = "-" if x.objective_s is None else format_seconds(x.objective_s)
+        worse = "-" if x.worse_fraction is None else f"{x.worse_fraction * 100:+,.1f} %"
+        start = f"  {_cut(plain(x.plan), 43):<44}{value:>12}{_cut(worse, 10):>10}  "
+        room = WIDTH - len(start)
+        reasons = textwrap.wrap(plain(x.why_not), room, break_on_hyphens=False) or [""]
+        lines.append(start + reasons[0])
+        lines += [" " * len(start) + reason for reason in reasons[1:]]
+    more = len(report.alternatives) - detail.others
+    if more > 0:
+        lines.append(f"  ... {more} more (--verbose)")
+    return lines
+
+
+def _idle(report: ExplainReport, detail: Detail) -> list[str]:
+    if not report.idle:
+        return []
+    lines = ["Idle devices"]
+    for x in report.idle[: detail.others]:
+        lines += _wrapped(f"  {x.code}  ", x.message)
+    more = len(report.idle) - detail.others
+    return lines + ([f"  ... {more} more (--verbose)"] if more > 0 else [])
+
+
+def _warnings(report: ExplainReport, detail: Detail) -> list[str]:
+    if not report.warnings:
+        return []
+    lines = ["Warnings"]
+    for x in report.warnings[: detail.others]:
+        lines += _wrapped(f"  {x.code}  ", x.message)
+    more = len(report.warnings) - detail.others
+    return lines + ([f"  ... {more} more (--verbose)"] if more > 0 else [])
+
+
+def _next(report: ExplainReport) -> list[str]:
+    wide = max(len(command) for command, _ in report.next_steps)
+    return ["Next", *(f"  {command:<{wide}}  {what}" for command, what in report.next_steps)]
