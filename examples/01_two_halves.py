@@ -6,8 +6,8 @@ what both put out. That is not the model's output. The network is a composition,
 ``f(X) = f2(f1(X))``: the second half is made to read what the first half computes, not images, so
 ``f1(X_a) + f2(X_b)`` adds features of some images to an answer about features that nobody
 computed - the shapes do not even fit. A sum is the right aggregation for exactly one kind of split:
-when one *contraction* is divided, as in ``X W = X_1 W_1 + X_2 W_2``, each process holding a slice of
-the summed axis. Dividing the *layers* asks for a pipeline: every image goes through both halves,
+when one *contraction* is divided, as in ``X W = X_1 W_1 + X_2 W_2``, each process holding a slice
+of the summed axis. Dividing the *layers* asks for a pipeline: every image goes through both halves,
 one after the other. Dividing the *images* gives answers for different images, and those are joined
 with ``concat``, in image order. Both at once: while the first half of the images is in the second
 half of the network, the second half of the images is in the first.
