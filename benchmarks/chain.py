@@ -119,7 +119,7 @@ def chain(num_layers: int, counts: list[int], *, same_links: bool, seed: int = 1
     types = [f"type{k}" for k, count in enumerate(counts) for _ in range(count)]
     names = [f"n{i}" for i in range(len(types))]
     base = [rng.uniform(0.5, 5.0) * 1e-3 for _ in range(num_layers)]
-    speed = {kind: rng.uniform(0.4, 2.5) for kind in types}
+    speed = {kind: rng.uniform(0.4, 2.5) for kind in dict.fromkeys(types)}
     links = () if same_links else tuple(
         Link(
             source=a,
@@ -141,7 +141,7 @@ def chain(num_layers: int, counts: list[int], *, same_links: bool, seed: int = 1
         default_link=DefaultLink(latency_s=1e-4, bytes_per_s=1.25e8, occupancy=0.3),
     )
     seconds = {
-        kind: [t * speed[kind] * rng.uniform(0.8, 1.25) for t in base] for kind in set(types)
+        kind: [t * speed[kind] * rng.uniform(0.8, 1.25) for t in base] for kind in dict.fromkeys(types)
     }
     return _profile(
         cluster,

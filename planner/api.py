@@ -45,6 +45,8 @@ from profiler.profile import Profile
 
 CREATED_BY = "apportion 0.1.0"
 
+_PASSES = 3  # over the microbatch sizes that are still open, while time is left
+_LEAST_FRACTION = 0.05  # of the time limit that every solve gets
 _EVIDENCE_FRACTION = 0.5  # of the time limit may go into pricing alternatives, on top
 
 
@@ -143,18 +145,22 @@ class _Search:
 
     def run(self) -> None:
         """Solve for every microbatch size; better ones cut the later searches short."""
-        sizes = microbatch_sizes(self.profile, self.request)
+        sizes = microbatch_sizes(self.profile, self.request)[::-1]
         problems = [
             PlanningProblem.build(self.profile, self.request, cluster=self.cluster, microbatch=size)
             for size in sizes
         ]
         limit = self.request.limits.time_s
         end = time.monotonic() + limit
-        for left, problem in zip(range(len(problems), 0, -1), problems, strict=True):
-            cost = CostModel(problem)
-            self.costs.append(cost)
-            now = time.monotonic()
-            self._solve(cost, now + max(0.05 * limit, (end - now) / left))
+        self.costs = [CostModel(problem) for problem in problems]
+        open_ones = list(self.costs)
+        for _ in range(_PASSES):
+            for left, cost in zip(range(len(open_ones), 0, -1), open_ones, strict=True):
+                now = time.monotonic()
+                self._solve(cost, now + max(_LEAST_FRACTION * limit, (end - now) / left))
+            open_ones = [cost for cost in open_ones if self._open(cost)]
+            if time.monotonic() > end - _LEAST_FRACTION * limit:
+                break
         self.evidence_deadline = time.monotonic() + _EVIDENCE_FRACTION * limit
 
     def resolve(self, problem: PlanningProblem) -> SolverResult:
@@ -196,10 +202,21 @@ class _Search:
 
     def microbatches_text(self) -> str:
         """The microbatch sizes that were searched."""
-        sizes = [str(cost.problem.microbatch) for cost in self.costs]
+        sizes = sorted(cost.problem.microbatch for cost in self.costs)
         if len(sizes) == 1:
             return f"microbatches of {sizes[0]}"
-        return f"microbatches of {', '.join(sizes[:-1])} or {sizes[-1]}"
+        return f"microbatches of {', '.join(map(str, sizes[:-1]))} or {sizes[-1]}"
+
+    def _open(self, cost: CostModel) -> bool:
+        """Whether more time could find a better plan at this microbatch size."""
+        result = self.results[cost.problem.microbatch]
+        if result.status in (SolveStatus.OPTIMAL, SolveStatus.INFEASIBLE):
+            return False
+        return (
+            self.best is None
+            or result.bound_s is None
+            or result.bound_s < self.best.objective_s * (1 - TOLERANCE)
+        )
 
     def _solve(self, cost: CostModel, deadline: float) -> None:
         problem = cost.problem

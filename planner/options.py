@@ -16,7 +16,7 @@ from math import prod
 from planner.figures import Figures
 from planner.problem import PlanningProblem
 
-MAX_WORK = 3e8
+MAX_WORK = 1e9
 """Rough number of (devices used, stage, next stage, cut) combinations that a solver may face."""
 MAX_SHARES = 3
 """Ways to share a microbatch among one group of devices."""
@@ -113,7 +113,7 @@ def _largest_group(problem: PlanningProblem, sizes: Sequence[int]) -> int:
     count, largest = 0, 1
     for size in range(1, sum(sizes) + 1):
         count += by_size[size]
-        if states * count**2 * problem.num_layers > MAX_WORK:
+        if states * (MAX_SHARES * count) ** 2 * problem.num_layers > MAX_WORK:
             break
         largest = size
     return largest
