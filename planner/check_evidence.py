@@ -7,6 +7,7 @@ that makes plans.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 
 from planner.derive import Derived, RankLoad
@@ -102,9 +103,9 @@ def estimate_findings(plan: Plan, derived: Derived, error_fraction: float) -> It
         differing = _rank_differences(stated, real)
         if differing:
             yield _evidence("estimate", f"rank {real.rank}", "; ".join(differing), changed=changed)
-    # `bottleneck` is "pipeline0.stage1 ..." or "wire a -> b ...": it must be busy all the time.
+    # `bottleneck` is "pipeline0.stage1 ..." or "wire a -> b: ...": it must be busy all the time.
     busiest = [x for x, s in derived.busy_s.items() if not _differ(s, derived.period_s, EXACT)]
-    if not said.bottleneck.startswith(tuple(busiest)):
+    if not any(re.match(re.escape(name) + r"(\W|$)", said.bottleneck) for name in busiest):
         yield _evidence(
             "estimate",
             "estimate.bottleneck",
@@ -160,9 +161,10 @@ def _certificate(bound_s: float, real_s: float) -> str:
             f"the edited plan has {format_seconds(real_s)}, below the bound "
             f"{format_seconds(bound_s)}: it is outside what was searched; plan again for a proof"
         )
+    above = max(0.0, _gap(real_s, bound_s))
     return (
         "the proof is about the plan before; as far as the edited one is within what was searched, "
-        f"it is at most {max(0.0, _gap(real_s, bound_s)):.1%} above the bound {format_seconds(bound_s)}"
+        f"it is at most {above:.1%} above the bound {format_seconds(bound_s)}"
     )
 
 

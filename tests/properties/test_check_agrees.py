@@ -1,0 +1,168 @@
+"""The planner and the checker price plans by the same page, in two programs without shared code.
+
+On random problems every plan that is found must satisfy the checker: every rule, and every figure
+to 1e-9. One of the two is wrong wherever they differ.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+
+from planner.api import plan
+from planner.check import check_plan, rederive
+from planner.findings import Severity
+from planner.request import Forbid, Limits, Objective, Pin, PlanRequest, Split
+from profiler.cluster import Cluster, Link
+from profiler.errors import InfeasiblePlanError, InvalidInputError
+from profiler.graph import ModelGraph
+from profiler.profile import PRELUDE, Measurement, Profile
+from tests.support.builders import GIB, make_cluster, make_graph, make_profile
+
+PROBLEMS_A_SEED = 30
+
+
+def random_graph(chance: random.Random) -> ModelGraph:
+    n = chance.randrange(2, 8)
+    chain = {(i, i + 1) for i in range(n - 1)}
+    pairs = [(i, j) for i in range(n) for j in range(i + 1, n)]
+    match chance.choice(["chain", "skips", "branches"]):
+        case "chain":
+            edges = chain
+        case "skips":
+            edges = chain | {x for x in pairs if chance.random() < 0.2}
+        case _:
+            edges = {x for x in pairs if chance.random() < 0.4}
+    graph = make_graph(
+        sorted(edges),
+        n,
+        floats_per_item=chance.choice([8, 256]),
+        weight_bytes=chance.choice([1000, 50_000]),
+        tied=[(0, n - 1)] if chance.random() < 0.2 else [],
+        whole_batch=[chance.randrange(n)] if chance.random() < 0.2 else [],
+    )
+    return graph.model_copy(update=odd_tensors(graph, chance))
+
+
+def odd_tensors(graph: ModelGraph, chance: random.Random) -> dict[str, object]:
+    """Tensors without batch dim or of a whole batch, changing state, work that stages repeat."""
+    tensors = list(graph.tensors)
+    for i, layer in enumerate(graph.layers):
+        if not layer.itemwise:
+            update = {"batch_dim": None, "per_batch": True, "shape": ("batch", "batch")}
+        elif chance.random() < 0.1:
+            update = {"batch_dim": None, "shape": (100,)}
+        else:
+            continue
+        tensors[i + 1] = tensors[i + 1].model_copy(update=update)
+    prelude = chance.random() < 0.3
+    layers = [
+        x.model_copy(update={"uses_prelude": prelude and chance.random() < 0.5})
+        for x in graph.layers
+    ]
+    stateful = chance.random() < 0.15
+    weights = [
+        x.model_copy(update={"state": stateful and chance.random() < 0.4}) for x in graph.weights
+    ]
+    return {"tensors": tuple(tensors), "layers": tuple(layers), "weights": tuple(weights)}
+
+
+def random_cluster(chance: random.Random) -> Cluster:
+    names = "abcd"[: chance.randrange(1, 5)]
+    links = [
+        Link(
+            source=f"h/{a}",
+            target=f"h/{b}",
+            latency_s=chance.choice([0, 0.01, 0.1]),
+            bytes_per_s=chance.choice([1e4, 1e5, 1e7]),
+            occupancy=chance.choice([0, 0.3, 1.0]),
+            shares=chance.choice([None, None, "lan"]),
+        )
+        for a in names
+        for b in names
+        if a != b and chance.random() < 0.4
+    ]
+    return make_cluster(
+        {name: chance.choice([100_000, 300_000, GIB]) for name in names},
+        links=links,
+        latency_s=chance.choice([0, 0.05]),
+        bytes_per_s=chance.choice([1e4, 1e6]),
+        occupancy=chance.choice([0, 0.5, 1]),
+    )
+
+
+def random_profile(chance: random.Random) -> Profile:
+    graph, cluster = random_graph(chance), random_cluster(chance)
+    profile = make_profile(
+        graph,
+        cluster,
+        seconds={
+            name.split("/")[1]: [chance.uniform(0.1, 4.0) for _ in graph.layers]
+            for name in cluster.device
+        },
+        batch_sizes=chance.choice([(1, 2, 4, 8), (1, 4, 16), (2,)]),
+        fixed_fraction=chance.choice([0, 0.3, 0.9]),
+        peak_bytes_per_item=chance.choice([0, 2000, 7777]),
+    )
+    rows = tuple(
+        Measurement(items=n, median_s=0.2 + 0.01 * n, spread=0.1, samples=3, peak_bytes=500 * n)
+        for n in (1, 8)
+    )
+    return profile.model_copy(
+        update={
+            "timings": tuple(
+                x.model_copy(update={"layers": {**x.layers, PRELUDE: rows}, "baseline_bytes": 1000})
+                for x in profile.timings
+            )
+        }
+    )
+
+
+def random_request(chance: random.Random, profile: Profile) -> PlanRequest:
+    batch = chance.choice([1, 2, 5, 8, 12])
+    layer = f"l{chance.randrange(len(profile.model.layers))}"
+    device = chance.choice(list(profile.cluster.device))
+    return PlanRequest(
+        objective=chance.choice(list(Objective)),
+        batch_size=batch,
+        microbatch_size=chance.choice([None, None, 1, min(2, batch), min(3, batch), batch]),
+        splits=chance.choice(
+            [(Split.LAYERS, Split.BATCH), (Split.LAYERS, Split.BATCH), (Split.LAYERS,)]
+        ),
+        max_stages=chance.choice([None, None, 2]),
+        reserve_bytes=chance.choice([None, 5000]),
+        max_bytes={device: 200_000} if chance.random() < 0.2 else {},
+        pins=(Pin(layers=layer, device=device),) if chance.random() < 0.2 else (),
+        forbids=(Forbid(device=device, layers=chance.choice([None, "l0"])),)
+        if chance.random() < 0.1
+        else (),
+        keep_together=("l0..1",) if chance.random() < 0.2 else (),
+        limits=Limits(time_s=3.0),
+    )
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_every_plan_that_is_found_satisfies_the_checker(seed: int) -> None:
+    chance = random.Random(seed)
+    seen: Counter[str] = Counter()
+    for number in range(PROBLEMS_A_SEED):
+        profile = random_profile(chance)
+        request = random_request(chance, profile)
+        try:
+            made = plan(profile, request)
+        except (InfeasiblePlanError, InvalidInputError) as error:
+            seen[type(error).__name__] += 1
+            continue
+        seen["planned"] += 1
+        found = [x for x in check_plan(made, profile) if x.severity is Severity.ERROR]
+        assert not found, f"seed {seed}, problem {number}: {found}"
+        figures = rederive(made, profile)
+        assert made.estimate.period_s == pytest.approx(figures.period_s, rel=1e-9)
+        assert made.estimate.latency_s == pytest.approx(figures.latency_s, rel=1e-9)
+        for stated, derived in zip(made.estimate.ranks, figures.ranks, strict=True):
+            assert stated.memory == derived.memory
+            for name in ("compute_s", "receive_s", "send_s", "busy_fraction"):
+                assert getattr(stated, name) == pytest.approx(getattr(derived, name), rel=1e-9)
+    assert seen["planned"] > PROBLEMS_A_SEED / 2
