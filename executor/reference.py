@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from executor.inputs import RunInputs
 from profiler.build import build_stage
 from profiler.capture import Captured
+from profiler.export import replace_leaves
 from profiler.expressions import BATCH, evaluate
 from profiler.operators import changed_inputs
 from profiler.program import WeightPort
@@ -86,13 +87,27 @@ def _own_answer(captured: Captured, run: RunInputs) -> list[Any] | None:
         module = source.exported.module()
     else:
         module = source.module
-    names = iter(captured.traced.tensors)
-    leaves, spec = pytree.tree_flatten((source.example.args, dict(source.example.kwargs)))
-    filled = [
-        run.tensors.get(next(names), leaf).clone() if isinstance(leaf, torch.Tensor) else leaf
-        for leaf in leaves
-    ]
-    args, kwargs = pytree.tree_unflatten(filled, spec)
+    args, kwargs = _arguments(captured, run)
     with torch.no_grad():
         answer = module(*args, **kwargs)
     return list(pytree.tree_flatten(answer)[0])
+
+
+def _arguments(captured: Captured, run: RunInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The run's inputs as arguments of a call; copies, because a model may change its inputs."""
+    source = captured.source
+    if source.module is not None:
+        return replace_leaves(
+            source.module,
+            source.example,
+            lambda name, leaf: run.tensors[name].clone() if name in run.tensors else leaf,
+        )
+    # A saved program takes its inputs in the order in which it lists them.
+    names = iter(captured.traced.tensors)
+    leaves, spec = pytree.tree_flatten((source.example.args, dict(source.example.kwargs)))
+    filled = [
+        run.tensors[next(names)].clone() if isinstance(leaf, torch.Tensor) else leaf
+        for leaf in leaves
+    ]
+    args, kwargs = pytree.tree_unflatten(filled, spec)
+    return args, kwargs

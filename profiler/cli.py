@@ -153,7 +153,11 @@ def _summary(made: Profile, output: str, form: Format) -> None:
         )
     lines += [f"  not captured by {note}" for note in graph.notes]
     unstable = made.conditions.unstable
-    lines += [f"  unstable: {name}: measure again on a quieter machine" for name in unstable]
+    if unstable:
+        more = f" and {len(unstable) - 2} more" if len(unstable) > 2 else ""
+        lines.append(
+            f"  unstable: {', '.join(unstable[:2])}{more}: measure again on a quieter machine"
+        )
     write_result("\n".join(lines))
 
 

@@ -7,6 +7,7 @@ names the operator or line that stood in the way and lists what was tried.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import re
 import warnings
@@ -111,8 +112,6 @@ def named_leaves(module: torch.nn.Module, example: Example) -> dict[str, Any]:
     Raises:
         InvalidInputError: the example does not fit ``forward``'s signature.
     """
-    import inspect
-
     try:
         bound = inspect.signature(module.forward).bind(*example.args, **example.kwargs)
     except TypeError as error:
@@ -189,60 +188,50 @@ def _export(
         dims = {dim: mark for (owner, dim) in marked if owner == name}
         return dims or None
 
-    def rebuild(value: Any, prefix: str, leaf: Callable[[str], Any]) -> Any:
-        names = list(_leaves_of(prefix, value))
-        spec = pytree.tree_structure(value)
-        return pytree.tree_unflatten([leaf(name) for name in names], spec)
-
     def tensor_of(name: str, original: Any) -> Any:
         if name not in tensors:
             return original
         found = tensors[name]
         return fake.from_tensor(found, static_shapes=True) if fake is not None else found
 
-    bound = _bind(model)
-    args, shapes = [], []
-    for name, value in bound[0]:
-        flat = _leaves_of(name, value)
-        args.append(rebuild(value, name, lambda n, f=flat: tensor_of(n, f[n])))  # type: ignore[misc]
-        shapes.append(rebuild(value, name, shape_of))
-    kwargs, shape_kwargs = {}, {}
-    for name, value in bound[1].items():
-        flat = _leaves_of(name, value)
-        kwargs[name] = rebuild(value, name, lambda n, f=flat: tensor_of(n, f[n]))  # type: ignore[misc]
-        shape_kwargs[name] = rebuild(value, name, shape_of)
-    with torch.no_grad(), _quiet():
+    args, kwargs = replace_leaves(model.module, model.example, tensor_of)
+    shapes, shape_kwargs = replace_leaves(
+        model.module, model.example, lambda name, _: shape_of(name)
+    )
+    with torch.no_grad(), _Quiet():
         return torch.export.export(
             model.module,
-            tuple(args),
+            args,
             kwargs,
-            dynamic_shapes=_combine(model.module, shapes, shape_kwargs),
+            dynamic_shapes=dict(zip(_positional(model.module), shapes, strict=False))
+            | shape_kwargs,
             strict=strict,
         )
 
 
-def _bind(model: LoadedModel) -> tuple[list[tuple[str, Any]], dict[str, Any]]:
-    """Positional arguments with their names, and keyword arguments."""
-    import inspect
+def replace_leaves(
+    module: torch.nn.Module, example: Example, leaf: Callable[[str, Any], Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The example's arguments, every leaf ``x`` called ``name`` replaced by ``leaf(name, x)``."""
 
-    assert model.module is not None
-    signature = inspect.signature(model.module.forward)
-    names = [
-        p.name
-        for p in signature.parameters.values()
-        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
-    return list(zip(names, model.example.args, strict=False)), dict(model.example.kwargs)
+    def rebuilt(name: str, value: Any) -> Any:
+        leaves = _leaves_of(name, value)
+        spec = pytree.tree_structure(value)
+        return pytree.tree_unflatten([leaf(n, x) for n, x in leaves.items()], spec)
 
-
-def _combine(module: torch.nn.Module, shapes: list[Any], kwargs: dict[str, Any]) -> Any:
-    import inspect
-
-    names = list(inspect.signature(module.forward).parameters)
-    return {**dict(zip(names, shapes, strict=False)), **kwargs}
+    args = tuple(
+        rebuilt(name, value) for name, value in zip(_positional(module), example.args, strict=False)
+    )
+    return args, {name: rebuilt(name, value) for name, value in example.kwargs.items()}
 
 
-class _quiet:
+def _positional(module: torch.nn.Module) -> list[str]:
+    """Names of the parameters of ``forward`` that may be given by position."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
+class _Quiet:
     """torch.export logs and warns at length about attempts that are expected to fail."""
 
     def __enter__(self) -> None:

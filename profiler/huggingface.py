@@ -87,6 +87,7 @@ def load_whole(directory: Path) -> nn.Module:
     """The model with its weights, as transformers itself loads it: the reference of ``verify``."""
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()
     _, architecture = _read_config(transformers, directory, directory / "config.json")
     model: nn.Module = architecture.from_pretrained(directory, local_files_only=True)
     return model.eval()

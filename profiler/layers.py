@@ -16,7 +16,7 @@ A layer is named after the module that does most of its work.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import networkx as nx
@@ -218,9 +218,10 @@ class _Grouping:
         node = self.nodes[name]
         found = []
         for where in written_arguments(self.encoded.origins[name].target):
-            args: dict[int | str, object] = {**node.kwargs}
-            args.update(enumerate(node.args))
-            value = args.get(where)
+            if isinstance(where, int):
+                value = node.args[where] if where < len(node.args) else None
+            else:
+                value = node.kwargs.get(where)
             if isinstance(value, dict) and "node" in value:
                 found.append(value["node"])
         return found

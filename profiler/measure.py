@@ -2,7 +2,7 @@
 
 Repeats go round all layers and batch sizes in turn, so that slow drifts of the machine meet all of
 them alike (measuring one after the other gave 20 to 30 % of error from drift alone). A figure is
-the median; its spread is the distance of the 10th and 90th percentiles over the median.
+the median; its spread is the distance of the quartiles over the median.
 """
 
 from __future__ import annotations
@@ -41,6 +41,21 @@ class Effort:
     budget_s: float = 120.0
 
 
+@dataclass(frozen=True)
+class Load:
+    """How the host is shared while ranks work.
+
+    ``companions`` processes compute beside the measured one, so that no core is idle.
+    ``core_sharing`` is threads over cores where ranks have more threads than the host has cores:
+    they take turns then, each layer takes that much longer on average, and times are multiplied
+    by it. (Measured directly, a short layer either has a core to itself or waits for milliseconds;
+    no median shows the average of the two.)
+    """
+
+    companions: int = 0
+    core_sharing: float = 1.0
+
+
 @dataclass
 class _Series:
     call: Call
@@ -60,14 +75,14 @@ class _Series:
         error = 1.2533 * 1.4826 * deviation / math.sqrt(count)
         return error <= STABLE_FRACTION * middle
 
-    def measurement(self) -> Measurement:
+    def measurement(self, core_sharing: float) -> Measurement:
         ordered = sorted(self.samples)
         middle = statistics.median(ordered)
-        low = ordered[int(0.1 * (len(ordered) - 1))]
-        high = ordered[-1 - int(0.1 * (len(ordered) - 1))]
+        quarter = (len(ordered) - 1) // 4
+        low, high = ordered[quarter], ordered[-1 - quarter]
         return Measurement(
             items=self.items,
-            median_s=middle,
+            median_s=middle * core_sharing,
             spread=round((high - low) / middle, 4) if middle else 0.0,
             samples=len(ordered),
             peak_bytes=self.peak_bytes,
@@ -78,11 +93,12 @@ Progress = Callable[[str, float], None]
 """Called with what is being done and the fraction done."""
 
 
-def measure_layers(
+def measure_layers(  # noqa: PLR0913  (what, how, for whom, and what is there already)
     bench: LayerBench,
     *,
     batch_sizes: Sequence[int],
     effort: Effort,
+    load: Load,
     progress: Progress,
     done: Mapping[str, Mapping[int, Measurement]],
 ) -> Iterator[tuple[str, Measurement]]:
@@ -111,7 +127,7 @@ def measure_layers(
         for one in waiting:
             enough = late and len(one.samples) >= min(3, effort.min_samples)
             if one.settled(effort) or enough:
-                yield one.call.built.twin, one.measurement()
+                yield one.call.built.twin, one.measurement(load.core_sharing)
             else:
                 still.append(one)
         waiting = still

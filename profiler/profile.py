@@ -22,7 +22,7 @@ PRELUDE = "(prelude)"
 class Measurement(Record):
     """One distinct layer, one device, one batch size.
 
-    ``median_s`` over ``samples`` repeats; ``spread`` is (90th - 10th percentile) / median;
+    ``median_s`` over ``samples`` repeats; ``spread`` is the distance of the quartiles over it;
     ``peak_bytes`` is the most memory the layer allocates beyond its inputs and weights,
     its outputs included.
     """
@@ -56,7 +56,11 @@ class DeviceTimings(Record):
 
 
 class Conditions(Record):
-    """What the numbers depend on."""
+    """What the numbers depend on.
+
+    ``core_sharing`` above 1: ranks of one host have that many times more threads than it has
+    cores, and times were multiplied by it.
+    """
 
     torch: str
     python: str
@@ -64,6 +68,7 @@ class Conditions(Record):
     processor: str
     load_average: float = Field(ge=0)
     concurrent_ranks: int = Field(default=1, ge=1)
+    core_sharing: float = Field(default=1.0, ge=1)
     unstable: tuple[str, ...] = ()
 
 
@@ -106,7 +111,7 @@ class Profile(Document):
 
     @property
     def error_fraction(self) -> float:
-        """How uncertain the whole is: half the time-weighted mean spread of the layers."""
+        """How uncertain times are: half the mean spread of the layers, weighted by their time."""
         weighted = total = 0.0
         for timings in self.timings:
             for rows in timings.layers.values():

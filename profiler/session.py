@@ -22,11 +22,11 @@ from profiler.bench import LayerBench
 from profiler.capture import Captured, capture
 from profiler.cluster import Cluster, Device
 from profiler.companion import companions
-from profiler.discover import discover, processor_name
+from profiler.discover import available_cores, discover, processor_name
 from profiler.errors import InvalidInputError
 from profiler.itemwise import with_itemwise
 from profiler.journal import Journal
-from profiler.measure import UNSTABLE_SPREAD, Effort, Progress, measure_layers
+from profiler.measure import UNSTABLE_SPREAD, Effort, Load, Progress, measure_layers
 from profiler.profile import Conditions, DeviceTimings, Measurement, Profile
 from profiler.sources import load_model
 
@@ -84,6 +84,7 @@ def profile_captured(
 ) -> Profile:
     """:func:`profile_model` for a model that has been captured already."""
     groups = _measurable(cluster)
+    loads = {group[0]: _load(cluster, group[0]) for group in groups}
     sizes = _check_batch_sizes(batch_sizes, captured)
     cpu = LayerBench(captured, device=torch.device("cpu"))
     graph = with_itemwise(captured.graph, cpu)
@@ -103,12 +104,16 @@ def profile_captured(
         name = group[0]
         device = cluster.device[name]
         bench = cpu if device.kind == "cpu" else LayerBench(captured, device=_torch_device(device))
-        neighbours = _neighbours(cluster, name)
-        with _threads(device.threads), companions(neighbours, threads=device.threads) as resident:
+        load = loads[name]
+        with (
+            _threads(device.threads),
+            companions(load.companions, threads=device.threads) as resident,
+        ):
             for twin, measurement in measure_layers(
                 bench,
                 batch_sizes=sizes,
                 effort=effort,
+                load=load,
                 progress=lambda what, done, where=name: options.progress(f"{where}: {what}", done),  # type: ignore[misc]
                 done=journal.done[name],
             ):
@@ -125,7 +130,8 @@ def profile_captured(
             dtype=graph.dtype,
             processor=processor_name(),
             load_average=round(os.getloadavg()[0], 2),
-            concurrent_ranks=max(1 + _neighbours(cluster, group[0]) for group in groups),
+            concurrent_ranks=max(1 + load.companions for load in loads.values()),
+            core_sharing=max(load.core_sharing for load in loads.values()),
             unstable=_unstable(timings, graph.layers),
         ),
     )
@@ -176,11 +182,17 @@ def _measurable(cluster: Cluster) -> list[list[str]]:
     return list(groups.values())
 
 
-def _neighbours(cluster: Cluster, name: str) -> int:
-    """How many other processors of the same host would be computing at the same time."""
-    if cluster.device[name].kind != "cpu":
-        return 0
-    return sum(d.kind == "cpu" for d in cluster.host_of[name].devices) - 1
+def _load(cluster: Cluster, name: str) -> Load:
+    """What else computes on a device's host when all of its ranks work."""
+    device = cluster.device[name]
+    if device.kind != "cpu":
+        return Load()
+    host = cluster.host_of[name]
+    cores = min(host.cores or available_cores(), available_cores())
+    others = [d for d in host.devices if d.kind == "cpu"]
+    room = max(0, cores // device.threads - 1)
+    threads = sum(d.threads for d in others)
+    return Load(companions=min(len(others) - 1, room), core_sharing=max(1.0, threads / cores))
 
 
 def _check_batch_sizes(sizes: Sequence[int] | None, captured: Captured) -> list[int] | None:
