@@ -11,6 +11,7 @@ from profiler.errors import InvalidInputError
 
 REGISTRY: tuple[tuple[str, str, str], ...] = (
     ("chain", "planner.solvers.chain", "ChainSolver"),
+    ("cp_sat", "planner.solvers.cp_sat", "CpSatSolver"),
     ("greedy", "planner.solvers.greedy", "GreedySolver"),
     ("exhaustive", "planner.solvers.exhaustive", "ExhaustiveSolver"),
 )

@@ -1,0 +1,148 @@
+"""Places for stages: options with copies, and what it takes to move a tensor between two of them.
+
+A model that names slots instead of devices has no symmetry between equal devices except that
+between copies of one slot, which an order among them removes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from planner.figures import Figures
+from planner.options import Option, find_options
+from planner.problem import PlanningProblem
+
+MAX_MOVES = 40_000
+"""Rough number of (tensor, slot, slot) combinations; groups beyond it are left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A place for one stage; ``copy`` tells places on equal devices apart."""
+
+    option: Option
+    copy: int
+
+    @property
+    def waits(self) -> bool:
+        """Whether a stage here handles the whole batch at once."""
+        return self.option.whole_batch
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One tensor's piece from rank ``source`` of a slot to rank ``target`` of another.
+
+    ``occupied_s`` is the part of ``seconds`` during which the ends cannot compute; ``wire`` names
+    what it travels on; ``count`` messages are sent a batch.
+    """
+
+    source: int
+    target: int
+    seconds: float
+    occupied_s: float
+    wire: str
+    count: int
+
+
+class Slots:
+    """The slots of a problem and the messages between them."""
+
+    def __init__(self, problem: PlanningProblem, figures: Figures) -> None:
+        self.problem, self.figures = problem, figures
+        found = find_options(problem, figures)
+        singles = [o for o in found.options if not o.is_group]
+        if problem.num_microbatches == 1:
+            # One run a batch either way: a stage waits for the batch if one of its layers does.
+            singles = [o for o in singles if not o.whole_batch] or singles
+        slots = [slot for option in singles for slot in self._copies(option)]
+        moves = max(1, len(problem.graph.tensors))
+        self.num_groups, self.left_out = 0, False
+        for option in (o for o in found.options if o.is_group):
+            copies = list(self._copies(option))
+            if (len(slots) + len(copies)) ** 2 * moves > MAX_MOVES:
+                self.left_out = True
+                break
+            slots += copies
+            self.num_groups += 1
+        self.slots = tuple(slots)
+        self._messages: dict[tuple[str, int | None, int | None], tuple[Message, ...]] = {}
+
+    def describe(self) -> str:
+        """The part of the search space that the slots stand for."""
+        if not self.num_groups:
+            groups = " (batch splits were left out)" if self.left_out else ""
+            return f"each on one device{groups}"
+        some = "the smallest " if self.left_out else ""
+        return f"each on one device or split by batch in {some}{self.num_groups} ways"
+
+    def runs(self, s: int) -> int:
+        """How often a batch a stage in slot ``s`` runs."""
+        return 1 if self.slots[s].waits else self.problem.num_microbatches
+
+    def at_once(self, message: Message, s: int) -> int:
+        """Such messages that one run of slot ``s`` comprises."""
+        return message.count // self.runs(s)
+
+    def messages(self, tensor: str, source: int | None, target: int | None) -> tuple[Message, ...]:
+        """What moves a tensor between two slots; ``None`` is the model's input or output."""
+        key = (tensor, source, target)
+        if key not in self._messages:
+            self._messages[key] = tuple(self._find(tensor, source, target))
+        return self._messages[key]
+
+    def _copies(self, option: Option) -> Iterator[Slot]:
+        counts = option.counts(len(self.problem.classes))
+        most = min(
+            len(members) // n for members, n in zip(self.problem.classes, counts, strict=True) if n
+        )
+        for copy in range(min(most, self.problem.max_stages)):
+            yield Slot(option, copy)
+
+    def _find(self, tensor: str, source: int | None, target: int | None) -> Iterator[Message]:
+        problem = self.problem
+        whole = all(self.slots[s].waits for s in (source, target) if s is not None)
+        items = problem.batch if whole else problem.microbatch
+        count = 1 if whole else problem.num_microbatches
+        cut = problem.graph.tensor[tensor].batch_dim is not None
+        senders, receivers = self._ends(source, items), self._ends(target, items)
+        for a, (device_a, name_a, start, stop) in enumerate(senders if cut else senders[:1]):
+            for b, (device_b, name_b, first, last) in enumerate(receivers):
+                held = min(stop, last) - max(start, first) if cut else items
+                if held <= 0 or name_a == name_b:
+                    continue
+                if device_a == device_b:  # two of one class: any other of it stands for the second
+                    device_b = problem.classes[problem.class_of[device_a]][1]
+                link = problem.links[device_a, device_b]
+                seconds = link.transfer_time_s(self.figures.tensor_bytes(tensor, held))
+                yield Message(
+                    source=a,
+                    target=b,
+                    seconds=seconds,
+                    occupied_s=link.occupancy * seconds,
+                    wire=link.shares or f"{name_a} -> {name_b}",
+                    count=count,
+                )
+
+    def _ends(self, s: int | None, items: int) -> list[tuple[str, str, int, int]]:
+        """A device, a name of its own, and the interval of items, for each rank of a slot."""
+        root = self.problem.cluster.root
+        if s is None:
+            return [(root, "root", 0, items)]
+        slot = self.slots[s]
+        ends, start = [], 0
+        for r, (c, share) in enumerate(slot.option.members):
+            device = self.problem.classes[c][0]
+            name = "root" if device == root else f"{s}.{r}"
+            stop = items if slot.waits else start + share
+            ends.append((device, name, start, stop))
+            start = stop
+        return ends
+
+
+def together_possible(problem: PlanningProblem, slots: Sequence[Slot], s: int, t: int) -> bool:
+    """Whether two slots can be in use at once."""
+    sizes = [len(members) for members in problem.classes]
+    one, other = (slots[x].option.counts(len(sizes)) for x in (s, t))
+    return all(a + b <= n for a, b, n in zip(one, other, sizes, strict=True))
