@@ -19,6 +19,7 @@ from profiler.build import build_stage
 from profiler.capture import Captured
 from profiler.expressions import BATCH, evaluate
 from profiler.graph import Layer, Tensor
+from profiler.operators import changed_inputs
 from profiler.profile import PRELUDE
 from profiler.program import StageProgram, WeightPort
 
@@ -37,6 +38,7 @@ class BuiltLayer:
     layer: Layer | None
     program: StageProgram
     module: fx.GraphModule
+    changes: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -67,28 +69,25 @@ class LayerBench:
         cutter = self.captured.cutter
         prelude = cutter.prelude()
         if prelude is not None:
-            yield BuiltLayer(
-                twin=PRELUDE,
-                name=PRELUDE,
-                layer=None,
-                program=prelude,
-                module=self._module(prelude),
-            )
+            yield self._built(PRELUDE, PRELUDE, None, prelude)
         seen: set[str] = set()
         for layer in self.captured.graph.layers:
             if layer.twin not in seen:
                 seen.add(layer.twin)
                 program = cutter.part([layer.name], prelude=False)
-                yield BuiltLayer(
-                    twin=layer.twin,
-                    name=layer.name,
-                    layer=layer,
-                    program=program,
-                    module=self._module(program),
-                )
+                yield self._built(layer.twin, layer.name, layer, program)
 
-    def _module(self, program: StageProgram) -> fx.GraphModule:
-        return build_stage(program, device=self.device, weight=self._weight)
+    def _built(
+        self, twin: str, name: str, layer: Layer | None, program: StageProgram
+    ) -> BuiltLayer:
+        return BuiltLayer(
+            twin=twin,
+            name=name,
+            layer=layer,
+            program=program,
+            module=build_stage(program, device=self.device, weight=self._weight),
+            changes=changed_inputs(program),
+        )
 
     def _weight(self, port: WeightPort) -> torch.Tensor:
         """The real value where this process holds it, else random numbers of the same kind."""

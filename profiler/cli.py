@@ -71,6 +71,9 @@ def profile(  # noqa: PLR0913  (one parameter a flag)
     cpu_devices: Annotated[
         int, typer.Option(help="Without --cluster: devices this machine's processors count as.")
     ] = 1,
+    length: Annotated[
+        int | None, typer.Option(help="Tokens of the inputs made for a model directory.")
+    ] = None,
     budget: Annotated[
         float, typer.Option(help="Seconds to measure one kind of device at most.")
     ] = 120.0,
@@ -102,7 +105,7 @@ def profile(  # noqa: PLR0913  (one parameter a flag)
                 cluster=machines,
                 batch_sizes=sizes,
                 effort=Effort(budget_s=budget),
-                options=ProfileOptions(journal=partial, progress=progress),
+                options=ProfileOptions(journal=partial, progress=progress, length=length),
             )
         except KeyboardInterrupt:
             if partial.exists():

@@ -5,6 +5,7 @@ A device is named ``host/device`` (``node-a/cuda:0``) wherever two hosts could b
 
 from __future__ import annotations
 
+import re
 from functools import cached_property
 from typing import Literal
 
@@ -104,6 +105,9 @@ class Cluster(Document):
                 raise ValueError(f"device {host.name}/{twice} is listed twice")
         if not any(host.devices for host in self.hosts):
             raise ValueError("the cluster has no device: list at least one under hosts[].devices")
+        for name, device in self.device.items():
+            if device.kind == "cuda" and not re.fullmatch(r"cuda:[0-9]+", device.name):
+                raise ValueError(f"device {name} is of kind cuda: name it cuda:0, cuda:1, ...")
         places = {*names, *self.device}
         pairs = [(link.source, link.target) for link in self.links]
         for link in self.links:

@@ -30,8 +30,12 @@ EXAMPLE_LENGTH = 64
 """Items and tokens of the example made for a directory, unless the model allows fewer."""
 
 
-def load_directory(directory: Path, example: Example | None = None) -> LoadedModel:
+def load_directory(
+    directory: Path, example: Example | None = None, *, length: int | None = None
+) -> LoadedModel:
     """The model of a directory, ready to be captured, its weights left on disk.
+
+    Without ``example``, inputs of ``length`` tokens (or as the model allows) are made.
 
     Raises:
         InvalidInputError: no readable config or safetensors; weights missing from the files.
@@ -68,7 +72,7 @@ def load_directory(directory: Path, example: Example | None = None) -> LoadedMod
             f"{directory} lacks {len(missing)} weights of {architecture.__name__}, "
             f"among them {missing[0]!r}; is the checkpoint complete, and of this architecture?"
         )
-    chosen = example or _example_for(model, config)
+    chosen = example or _example_for(model, config, length)
     _fake_parameters(model)
     return LoadedModel(
         kind="huggingface",
@@ -240,7 +244,7 @@ def _aliases(model: nn.Module, recipes: dict[str, Recipe]) -> dict[str, str]:
     return aliases
 
 
-def _example_for(model: nn.Module, config: Any) -> Example:
+def _example_for(model: nn.Module, config: Any, wanted: int | None) -> Example:
     """Inputs for a model known only by its config: ids, pixels or features, as its kind takes."""
     main = getattr(model, "main_input_name", "input_ids")
     accepts = inspect.signature(model.forward).parameters
@@ -252,9 +256,14 @@ def _example_for(model: nn.Module, config: Any) -> Example:
             for key in ("max_position_embeddings", "n_positions", "max_target_positions")
             if isinstance(value := getattr(text, key, None), int) and value > 0
         ),
-        default=EXAMPLE_LENGTH,
+        default=2**20,
     )
-    length = max(1, min(EXAMPLE_LENGTH, limit - 2 if limit > 8 else limit))
+    if wanted is not None and not 1 <= wanted <= limit:
+        raise InvalidInputError(
+            f"a length of {wanted} tokens was asked for; the model takes {limit}"
+        )
+    # A little below the limit: some models keep the first positions for padding.
+    length = wanted or max(1, min(EXAMPLE_LENGTH, limit - 2 if limit > 8 else limit))
     generator = torch.Generator().manual_seed(0)
 
     def ids(num: int) -> torch.Tensor:

@@ -20,7 +20,6 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from profiler.bench import Call, LayerBench
-from profiler.operators import changed_inputs
 from profiler.profile import Measurement
 
 MIN_SAMPLES = 7
@@ -93,7 +92,7 @@ Progress = Callable[[str, float], None]
 """Called with what is being done and the fraction done."""
 
 
-def measure_layers(  # noqa: PLR0913  (what, how, for whom, and what is there already)
+def measure_layers(
     bench: LayerBench,
     *,
     batch_sizes: Sequence[int],
@@ -145,9 +144,8 @@ def _timed(call: Call, device: torch.device) -> float:
 
 
 def _detached(call: Call) -> Iterator[torch.Tensor]:
-    changed = changed_inputs(call.built.program)
     for name, tensor in zip(call.built.program.inputs, call.tensors, strict=True):
-        yield tensor.clone() if name in changed else tensor
+        yield tensor.clone() if name in call.built.changes else tensor
 
 
 def _synchronize(device: torch.device) -> None:

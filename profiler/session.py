@@ -12,6 +12,7 @@ import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,20 @@ SLOW_PASS_S = 3.0
 """Batch sizes are doubled from 1 until one pass over the distinct layers takes this long."""
 
 
+def _no_progress(_what: str, _fraction: float) -> None:
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileOptions:
+    """Where to keep partial results, whom to tell about progress, and the tokens of the example
+    inputs made for a model directory."""
+
+    journal: Path | None = None
+    progress: Progress = _no_progress
+    length: int | None = None
+
+
 def profile_model(
     model: str | nn.Module,
     example: Any = None,
@@ -56,7 +71,7 @@ def profile_model(
         UnsupportedModelError: the model cannot be captured; the message says why.
     """
     options = options or ProfileOptions()
-    captured = capture(load_model(model, example))
+    captured = capture(load_model(model, example, length=options.length))
     return profile_captured(
         captured,
         cluster=cluster or discover(),
@@ -64,14 +79,6 @@ def profile_model(
         effort=effort or Effort(),
         options=options,
     )
-
-
-class ProfileOptions:
-    """Where to keep partial results, and whom to tell about progress."""
-
-    def __init__(self, *, journal: Path | None = None, progress: Progress | None = None) -> None:
-        self.journal = journal
-        self.progress: Progress = progress or (lambda _what, _fraction: None)
 
 
 def profile_captured(

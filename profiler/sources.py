@@ -78,17 +78,22 @@ class LoadedModel:
     aliases: Mapping[str, str] = field(default_factory=dict)
 
 
-def load_model(model: str | nn.Module, example: Any = None) -> LoadedModel:
+def load_model(
+    model: str | nn.Module, example: Any = None, *, length: int | None = None
+) -> LoadedModel:
     """The model behind a reference, or around a module at hand.
 
     ``model`` is ``package.module:factory`` (called without arguments; returns the module and its
     example inputs), a directory with ``config.json`` and safetensors, a ``.pt2`` file, or an
-    ``nn.Module`` (then ``example`` is needed). ``example`` overrides the source's own.
+    ``nn.Module`` (then ``example`` is needed). ``example`` overrides the source's own; ``length``
+    is the number of tokens of the inputs made for a directory.
 
     Raises:
         InvalidInputError: no such model; the factory raised or returned something else.
         UnsupportedModelError: the directory's architecture cannot be built.
     """
+    if length is not None and (isinstance(model, nn.Module) or not Path(model).is_dir()):
+        raise InvalidInputError("a length is only used for model directories")
     if isinstance(model, nn.Module):
         if example is None:
             raise InvalidInputError("a module needs example inputs: pass example=...")
@@ -99,7 +104,8 @@ def load_model(model: str | nn.Module, example: Any = None) -> LoadedModel:
     if path.is_dir():
         from profiler.huggingface import load_directory
 
-        return load_directory(path, None if example is None else Example.of(example))
+        chosen = None if example is None else Example.of(example)
+        return load_directory(path, chosen, length=length)
     if ":" in model:
         return _from_factory(model, example)
     raise InvalidInputError(
