@@ -25,7 +25,7 @@ from profiler.encode import Encoded
 from profiler.flops import count_flops
 from profiler.modules import ModuleTree, open_modules
 from profiler.operators import aliased_arguments, is_random, written_arguments
-from profiler.program import Node, Program
+from profiler.program import Node, Program, references
 
 OWN = "forward"
 """Last part of the name of a layer made of a module's own operators."""
@@ -101,7 +101,13 @@ class _Grouping:
 
     def _input_only(self) -> set[str]:
         """Light nodes that depend on inputs and constants alone."""
-        mutated = {ref for name in self.nodes for ref in self._written(name)}
+        roots = self._roots()
+        sharing = self._sharing(roots)
+        mutated: set[str] = set()
+        for name in self.nodes:
+            for target in self._written(name):
+                owners = roots.get(target, frozenset({target}))
+                mutated |= owners.union(*(sharing[root] for root in owners))
         light: set[str] = set()
         for name, node in self.nodes.items():
             target = self.encoded.origins[name].target
@@ -222,8 +228,7 @@ class _Grouping:
                 value = node.args[where] if where < len(node.args) else None
             else:
                 value = node.kwargs.get(where)
-            if isinstance(value, dict) and "node" in value:
-                found.append(value["node"])
+            found.extend(references(value))
         return found
 
     def _roots(self) -> dict[str, frozenset[str]]:
@@ -242,16 +247,15 @@ class _Grouping:
         return roots
 
     def _merge_mutations(self, prelude: set[str]) -> set[str]:
-        """A change in place stays in one layer with every reader that could see it or miss it.
+        """A change in place stays in one layer with whatever could see or miss it by another name.
 
         Harmless are readers of the change's own result, and operators that the change depends on:
-        they are done before it, in whatever stage. What reads a changed *weight* always joins.
+        they are done before it, in whatever stage. Stages get copies, so two names share memory
+        only inside a layer: the views behind both join as well. What reads a changed *weight*
+        always joins.
         """
         roots = self._roots()
-        sharing: dict[str, set[str]] = defaultdict(set)
-        for name, found in roots.items():
-            for root in found:
-                sharing[root].add(name)
+        sharing = self._sharing(roots)
         weight_of = {port.name: port.weight for port in self.program.weights}
         state: set[str] = set()
         for name in self.nodes:
@@ -259,16 +263,28 @@ class _Grouping:
                 owners = roots.get(target, frozenset({target}))
                 held = {weight_of[root] for root in owners if root in weight_of}
                 state |= held
-                aliases = set(owners).union(*(sharing[root] for root in owners))
-                stale = {alias for alias in aliases if name not in roots.get(alias, ())}
-                readers = {user for alias in stale for user in self.users[alias]}
-                readers -= {name, *prelude, *self.numbers}
-                readers = {r for r in readers if held or r not in aliases}
-                if readers and not held:
-                    readers -= self._ancestors(name)
-                for reader in readers:
-                    self._merge(self.unit[reader], self.unit[name])
+                before = set() if held else self._ancestors(name)
+                involved: set[str] = set()
+                for alias in owners.union(*(sharing[root] for root in owners)):
+                    if name in roots.get(alias, ()):
+                        continue
+                    users = {*self.users[alias]} - {name, *before, *prelude, *self.numbers}
+                    involved |= users
+                    if users or alias in self.outputs:
+                        involved |= {n for n in (alias, *owners) if len(roots.get(n, ())) > 1}
+                    if alias in self.outputs and alias in self.unit:
+                        involved.add(alias)
+                for other in sorted(involved, key=self.order.__getitem__):
+                    self._merge(self.unit[other], self.unit[name])
         return state
+
+    def _sharing(self, roots: dict[str, frozenset[str]]) -> dict[str, set[str]]:
+        """For each value, all that may share memory because they were made from it."""
+        sharing: dict[str, set[str]] = defaultdict(set)
+        for name, found in roots.items():
+            for root in found:
+                sharing[root].add(name)
+        return sharing
 
     def _ancestors(self, name: str) -> set[str]:
         found: set[str] = set()

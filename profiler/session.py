@@ -103,6 +103,7 @@ def profile_captured(
             "graph": graph.fingerprint,
             "cluster": cluster.content_digest(),
             "torch": torch.__version__,
+            "symbols": graph.symbols,
             "format": 1,
         },
     )
