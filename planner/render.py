@@ -31,13 +31,13 @@ WIDTH = 100
 class Detail:
     """How many lines each section may take."""
 
-    stages: int
+    tree: int
     ranks: int
     others: int
 
 
-SCREEN = Detail(stages=14, ranks=8, others=5)
-EVERYTHING = Detail(stages=10**9, ranks=10**9, others=10**9)
+SCREEN = Detail(tree=15, ranks=8, others=5)
+EVERYTHING = Detail(tree=10**9, ranks=10**9, others=10**9)
 
 
 def render_text(report: ExplainReport, detail: Detail = SCREEN) -> str:
@@ -114,8 +114,18 @@ def count(number: int, what: str) -> str:
 
 
 def rate(items_per_s: float) -> str:
-    """Items a second for people."""
-    return f"{items_per_s:,.0f}" if 1000 <= items_per_s < 1e15 else f"{items_per_s:.3g}"
+    """Items a second for people.
+
+    >>> rate(24.96), rate(0.32246), rate(12345.6)
+    ('25.0', '0.322', '12,346')
+    """
+    if 100 <= items_per_s < 1e15:
+        return f"{items_per_s:,.0f}"
+    return (
+        f"{items_per_s:.{1 if items_per_s >= 9.995 else 2}f}"
+        if 1 <= items_per_s < 100
+        else (f"{items_per_s:.3g}")
+    )
 
 
 def percent(fraction: float) -> str:
@@ -234,25 +244,36 @@ def _placement(report: ExplainReport, detail: Detail) -> list[str]:
         f"Placement: {count(len(report.pipelines), 'pipeline')}, {count(len(stages), 'stage')}, "
         f"{count(ranks, 'rank')}"
     ]
-    tree = [line for pipeline in report.pipelines for line in _tree(pipeline, report.root_rank)]
-    lines += tree[: detail.stages]
-    if len(tree) > detail.stages:
-        lines.append(f"  ... {len(tree) - detail.stages} more lines (--verbose)")
+    left = len(stages)
+    for pipeline in report.pipelines:
+        for block in _blocks(pipeline, report.root_rank):
+            if len(lines) + len(block) > detail.tree and left < len(stages):
+                return [*lines, f"  ... {count(left, 'more stage')} (--verbose)", *_answer(report)]
+            lines += block
+            left -= 1
+    return lines + _answer(report)
+
+
+def _answer(report: ExplainReport) -> list[str]:
+    stages = [stage for pipeline in report.pipelines for stage in pipeline.stages]
     answers = [x for stage in stages for x in stage.sends if x.target == OUTPUT]
     tensors = list(dict.fromkeys(name for x in answers for name in x.tensors))
     moved = sum(x.num_bytes * x.times for x in answers)
-    lines.append(
+    return [
         f"  answer: {report.aggregation} of {_cut(', '.join(tensors), 40)} on rank "
         f"{report.root_rank}, {format_bytes(moved)} a batch"
-    )
-    return lines
+    ]
 
 
-def _tree(pipeline: PipelineShown, root_rank: int) -> Iterator[str]:
-    yield _sides(f"  pipeline {pipeline.index}", count(pipeline.items, "item"))
+def _blocks(pipeline: PipelineShown, root_rank: int) -> Iterator[list[str]]:
+    """The lines of each stage; the first with the pipeline's own."""
+    head = [_sides(f"  pipeline {pipeline.index}", count(pipeline.items, "item"))]
     for stage in pipeline.stages:
         last = stage is pipeline.stages[-1]
-        yield from _stage_lines(stage, "`" if last else "|", " " if last else "|", root_rank)
+        yield head + list(
+            _stage_lines(stage, "`" if last else "|", " " if last else "|", root_rank)
+        )
+        head = []
 
 
 def _stage_lines(stage: StageShown, corner: str, side: str, root_rank: int) -> Iterator[str]:
@@ -294,7 +315,7 @@ def _rank_table(report: ExplainReport, detail: Detail) -> list[str]:
     shown = _interesting(report.ranks, detail.ranks)
     if not shown:
         return []
-    scale_s, unit_s = seconds_unit(max(x.compute_s for x in shown))
+    scale_s, unit_s = seconds_unit(min((x.compute_s for x in shown if x.compute_s), default=0.0))
     scale, unit = bytes_unit(max(x.used_bytes for x in shown))
     held = [x.memory["weights_bytes"] + x.memory["state_bytes"] for x in shown]
     columns: list[tuple[str, list[str]]] = [
@@ -305,7 +326,6 @@ def _rank_table(report: ExplainReport, detail: Detail) -> list[str]:
         ("weights", _column([x / scale for x in held])),
         ("activ.", _column([x.memory["activations_bytes"] / scale for x in shown])),
         ("buffers", _column([x.memory["buffers_bytes"] / scale for x in shown])),
-        ("reserve", _column([x.memory["reserve_bytes"] / scale for x in shown])),
         ("used", _column([x.used_bytes / scale for x in shown])),
     ]
     device = min(max(max(len(x.device) for x in shown), 4), 20)
@@ -323,9 +343,10 @@ def _rank_table(report: ExplainReport, detail: Detail) -> list[str]:
     if rest:
         lines.append(f"  ... {count(rest, 'rank')} less busy and less full (--verbose)")
     tight = max(report.ranks, key=lambda x: x.used_fraction)
+    items = count(report.result.microbatch_size, "item")
     lines.append(
-        f"  times in {unit_s} for {count(report.result.microbatch_size, 'item')}, memory in {unit};"
-        f" fullest: rank {tight.rank}, {percent(tight.used_fraction)} of {_cut(tight.device, 30)}"
+        f"  {unit_s} for {items}; {unit}, used with reserve; "
+        f"fullest: rank {tight.rank} {_cut(tight.device, 20)}, {percent(tight.used_fraction)}"
     )
     return lines
 
@@ -350,9 +371,9 @@ def _interesting(ranks: Sequence[RankShown], most: int) -> list[RankShown]:
 def _column(values: Sequence[float]) -> list[str]:
     """Numbers of one column, with as many decimals as the largest of them needs."""
     largest = max(abs(value) for value in values)
-    if largest >= 1e6:
+    if largest >= 1e7:
         return [f"{value:.3g}" for value in values]
-    decimals = 0 if largest >= 100 else 1 if largest >= 10 else 2
+    decimals = 0 if largest >= 10_000 else 1 if largest >= 10 else 2
     return [f"{value:.{decimals}f}" for value in values]
 
 

@@ -6,9 +6,10 @@ from planner.aggregation import RUNNABLE, STRATEGIES
 from planner.check import check_plan
 from planner.request import PlanRequest
 from profiler.profile import Profile
-from tests.planner.test_check import CHAIN, codes, messages, profile_of, two_pipelines, two_stages
+from tests.planner.test_check import codes, messages
 from tests.support.builders import make_graph
 from tests.support.plans import Part, edit, make_plan
+from tests.support.small_plans import CHAIN, profile_of, two_pipelines, two_stages
 
 OTHERS = [strategy.name for strategy in STRATEGIES if strategy.name not in RUNNABLE]
 

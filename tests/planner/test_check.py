@@ -2,72 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
-
 import pytest
 
 from planner.check import check_plan, require_current
 from planner.findings import RULES, Finding, Severity
 from planner.planfile import Plan
 from planner.request import Forbid, Objective, Pin, PlanRequest, Split
-from profiler.cluster import Cluster
 from profiler.errors import InvalidInputError, StalePlanError
-from profiler.graph import ModelGraph
-from profiler.profile import Profile
-from tests.support.builders import GIB, chain_graph, make_cluster, make_graph, make_profile
+from tests.support.builders import GIB, chain_graph, make_cluster, make_graph
 from tests.support.plans import DELETE, Part, edit, make_plan, resigned
-
-CLUSTER = make_cluster(
-    {"a": GIB, "b": GIB, "c": GIB, "d": GIB}, latency_s=0.1, bytes_per_s=1e4, occupancy=0.5
+from tests.support.small_plans import (
+    ACROSS_ITEMS,
+    CHAIN,
+    CLUSTER,
+    LEGAL_EDIT,
+    REQUEST,
+    Edits,
+    profile_of,
+    three_stages,
+    two_pipelines,
+    two_stages,
+    whole_batch_stage,
 )
-REQUEST = PlanRequest(batch_size=8, microbatch_size=2)
-Edits = Mapping[str, object]
-
-
-def profile_of(graph: ModelGraph, cluster: Cluster = CLUSTER) -> Profile:
-    seconds = {
-        name.split("/")[1]: [float(i + 1)] * len(graph.layers)
-        for i, name in enumerate(cluster.device)
-    }
-    return make_profile(graph, cluster, seconds=seconds, peak_bytes_per_item=2000)
-
-
-CHAIN = profile_of(chain_graph(4))
-
-
-def two_stages(profile: Profile = CHAIN, request: PlanRequest = REQUEST) -> Plan:
-    """l0, l1 on a; l2, l3 split over b and c, one item each of every microbatch."""
-    return make_plan(
-        profile,
-        [
-            Part(layers=[0, 1], devices=["h/a"]),
-            Part(layers=[2, 3], devices=["h/b", "h/c"], shares=[1, 1]),
-        ],
-        request=request,
-    )
-
-
-def two_pipelines() -> Plan:
-    """Whole copies on a (6 items) and on b, c (2 items)."""
-    return make_plan(
-        CHAIN,
-        [Part(layers=range(4), devices=["h/a"])],
-        [Part(layers=[0, 1], devices=["h/b"]), Part(layers=[2, 3], devices=["h/c"])],
-        items=[6, 2],
-        request=REQUEST,
-    )
-
-
-def three_stages(routing: str = "relay") -> Plan:
-    """A skip from l0 over l1 to l2, on three devices."""
-    graph = make_graph([(0, 1), (1, 2), (0, 2)], 3)
-    return make_plan(
-        profile_of(graph),
-        [Part(layers=[i], devices=[f"h/{name}"]) for i, name in enumerate("abc")],
-        request=REQUEST,
-        routing=routing,
-    )
 
 
 def codes(findings: tuple[Finding, ...]) -> set[str]:
@@ -251,30 +207,17 @@ def test_stages_that_wait_for_each_other_are_a_cycle() -> None:
 class TestWholeBatch:
     """l1 looks across items: its stage takes the whole batch on one rank."""
 
-    profile = profile_of(make_graph([(0, 1), (1, 2)], 3, whole_batch=[1]))
-
-    def plan(self) -> Plan:
-        return make_plan(
-            self.profile,
-            [
-                Part(layers=[0], devices=["h/a"]),
-                Part(layers=[1], devices=["h/b"], whole_batch=True),
-                Part(layers=[2], devices=["h/c"]),
-            ],
-            request=REQUEST,
-        )
-
     def test_a_stage_of_its_own_is_fine(self) -> None:
-        assert check_plan(self.plan(), self.profile) == ()
+        assert check_plan(whole_batch_stage(), ACROSS_ITEMS) == ()
 
     def test_it_may_not_run_by_microbatches(self) -> None:
         edits: Edits = {f"{STAGE}.1.whole_batch": False, f"{STAGE}.1.shares": [2]}
-        findings = check_plan(edit(self.plan(), edits), self.profile)
+        findings = check_plan(edit(whole_batch_stage(), edits), ACROSS_ITEMS)
         assert codes(findings) == {"whole-batch"}
         assert "l1 looks across the items" in messages(findings)
 
     def test_its_share_is_the_batch(self) -> None:
-        findings = check_plan(edit(self.plan(), {f"{STAGE}.1.shares": [2]}), self.profile)
+        findings = check_plan(edit(whole_batch_stage(), {f"{STAGE}.1.shares": [2]}), ACROSS_ITEMS)
         assert "the shares are 2; there are 8 items of the pipeline" in messages(findings)
 
     def test_it_has_one_rank(self) -> None:
@@ -284,14 +227,14 @@ class TestWholeBatch:
             f"{STAGE}.1.ranks": [1, 3],
             "spec.ranks.+": {"rank": 3, "device": "h/d", "device_type": "d"},
         }
-        assert codes(check_plan(edit(self.plan(), edits), self.profile)) == {"split"}
+        assert codes(check_plan(edit(whole_batch_stage(), edits), ACROSS_ITEMS)) == {"split"}
 
     def test_it_excludes_pipelines_side_by_side(self) -> None:
         parts = [
             [Part(layers=range(3), devices=[device], whole_batch=True)] for device in ("h/a", "h/b")
         ]
-        plan = make_plan(self.profile, *parts, items=[4, 4], request=REQUEST)
-        assert codes(check_plan(plan, self.profile)) == {"whole-batch"}
+        plan = make_plan(ACROSS_ITEMS, *parts, items=[4, 4], request=REQUEST)
+        assert codes(check_plan(plan, ACROSS_ITEMS)) == {"whole-batch"}
 
 
 def test_changing_state_stays_on_one_rank_of_one_stage() -> None:
@@ -430,15 +373,8 @@ class TestEvidence:
 class TestEdited:
     """A legal edit is no error: what changed is stated, old and new."""
 
-    # One layer more on a (4 -> 6 s), one less on b and c (6 -> 3 s).
-    edits: ClassVar[Edits] = {
-        f"{STAGE}.0.layers": ["l0..2"],
-        f"{STAGE}.1.layers": ["l3"],
-        "spec.transfers.1.tensor": "t2",
-    }
-
     def test_everything_is_derived_again(self) -> None:
-        findings = check_plan(edit(two_stages(), self.edits), CHAIN)
+        findings = check_plan(edit(two_stages(), LEGAL_EDIT), CHAIN)
         assert codes(findings) == set()
         text = messages(findings)
         assert "warning edited plan_id" in text
@@ -448,7 +384,7 @@ class TestEdited:
         assert "the proof is about the plan before" in text
 
     def test_the_same_with_a_forged_id_is_an_error(self) -> None:
-        findings = check_plan(resigned(edit(two_stages(), self.edits)), CHAIN)
+        findings = check_plan(resigned(edit(two_stages(), LEGAL_EDIT)), CHAIN)
         assert "estimate" in codes(findings)
 
     def test_an_edit_that_beats_the_bound_is_outside_the_proof(self) -> None:

@@ -1,0 +1,38 @@
+"""Options and fixtures of all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+GOLDEN = Path(__file__).parent / "golden"
+
+# Machines that run tests are busy: no deadline for one example; the same examples every time.
+settings.register_profile("apportion", deadline=None, derandomize=True)
+settings.load_profile("apportion")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--update-golden",
+        action="store_true",
+        help="write tests/golden/ anew instead of comparing; review the difference like code",
+    )
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Compares a text with the file of that name in ``tests/golden/``."""
+    update = request.config.getoption("--update-golden")
+
+    def compare(name: str, text: str) -> None:
+        file = GOLDEN / name
+        if update:
+            file.write_text(text, encoding="utf-8")
+        assert file.is_file(), f"no golden file {name}: run pytest --update-golden"
+        assert text == file.read_text(encoding="utf-8")
+
+    return compare
