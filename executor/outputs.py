@@ -24,9 +24,12 @@ def answer_leaves(
 ) -> list[Any]:
     """The leaves of the model's answer, from the tensors that the ranks computed."""
     symbols = {**captured.graph.symbols, **run.symbols, BATCH: run.num_items}
+    weights = captured.cutter.weights
     leaves: list[Any] = []
     for leaf in captured.encoded.program.outputs:
-        if leaf.value is not None:
+        if leaf.value in weights:
+            leaves.append(captured.weight(weights[leaf.value]))
+        elif leaf.value is not None:
             found = gathered.get(leaf.value)
             leaves.append(run.tensors[leaf.value] if found is None else found)
         else:

@@ -8,10 +8,12 @@ weights loaded for its turn only, so that a model that fits on no device can sti
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from executor.inputs import RunInputs
@@ -20,7 +22,6 @@ from profiler.capture import Captured
 from profiler.export import replace_leaves
 from profiler.expressions import BATCH, evaluate
 from profiler.operators import changed_inputs
-from profiler.program import WeightPort
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def _streamed(
     last_reader = {name: i for i, layer in enumerate(captured.graph.layers) for name in layer.reads}
     for index, layer in enumerate(captured.graph.layers):
         program = captured.cutter.part([layer.name])
-        module = build_stage(program, device=cpu, weight=lambda port: _weight(captured, port))
+        module = build_stage(program, device=cpu, weight=captured.weight)
         changed = changed_inputs(program)
         taken = [values[n].clone() if n in changed else values[n] for n in program.inputs]
         with torch.inference_mode():
@@ -64,14 +65,6 @@ def _streamed(
         yield from ((n, values[n]) for n in program.outputs if n in needed)
         for name in [n for n in values if last_reader.get(n, -1) <= index and n not in needed]:
             del values[name]
-
-
-def _weight(captured: Captured, port: WeightPort) -> torch.Tensor:
-    if port.constant:
-        return captured.constants[port.weight]
-    value = torch.empty(port.shape, dtype=getattr(torch, port.dtype))
-    captured.source.weights.fill(captured.stored_as[port.weight], value)
-    return value
 
 
 def _own_answer(captured: Captured, run: RunInputs) -> list[Any] | None:
@@ -88,9 +81,23 @@ def _own_answer(captured: Captured, run: RunInputs) -> list[Any] | None:
     else:
         module = source.module
     args, kwargs = _arguments(captured, run)
-    with torch.no_grad():
+    with torch.no_grad(), _unchanged(module, captured):
         answer = module(*args, **kwargs)
-    return list(pytree.tree_flatten(answer)[0])
+        return [
+            leaf.clone() if isinstance(leaf, torch.Tensor) else leaf
+            for leaf in pytree.tree_flatten(answer)[0]
+        ]
+
+
+@contextmanager
+def _unchanged(module: nn.Module, captured: Captured) -> Iterator[None]:
+    """Leave the buffers that the model changes while it runs as they were."""
+    changed = {name for w in captured.graph.weights if w.state for name in (w.name, *w.tied)}
+    before = {n: b.clone() for n, b in module.named_buffers() if n in changed}
+    yield
+    for name, buffer in module.named_buffers():
+        if name in before:
+            buffer.copy_(before[name])
 
 
 def _arguments(captured: Captured, run: RunInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -91,13 +91,9 @@ class LayerBench:
 
     def _weight(self, port: WeightPort) -> torch.Tensor:
         """The real value where this process holds it, else random numbers of the same kind."""
-        if port.constant:
-            return self.captured.constants[port.weight].to(self.device)
+        if port.constant or self.captured.source.has_weights:
+            return self.captured.weight(port).to(self.device)
         dtype: torch.dtype = getattr(torch, port.dtype)
-        if self.captured.source.has_weights:
-            value = torch.empty(port.shape, dtype=dtype)
-            self.captured.source.weights.fill(self.captured.stored_as[port.weight], value)
-            return value.to(self.device)
         if not dtype.is_floating_point:
             return torch.zeros(port.shape, dtype=dtype, device=self.device)
         # Small and centred, as trained weights are: no overflow, no denormals.

@@ -17,7 +17,7 @@ from profiler.export import Traced, trace
 from profiler.expressions import BATCH, rows_per_item, symbols_of
 from profiler.graph import Layer, ModelGraph, Tensor, Weight
 from profiler.layers import Group, Layering, find_layers
-from profiler.program import Node, StageProgram, rename
+from profiler.program import Node, StageProgram, WeightPort, rename
 from profiler.sources import LoadedModel
 
 
@@ -41,6 +41,14 @@ class Captured:
     def constants(self) -> Mapping[str, torch.Tensor]:
         """Values of weights that are not part of the saved state."""
         return self.encoded.constants
+
+    def weight(self, port: WeightPort) -> torch.Tensor:
+        """The value of a weight, read from where it is stored; a copy, for stages may change it."""
+        if port.constant:
+            return self.constants[port.weight].clone()
+        value = torch.empty(port.shape, dtype=getattr(torch, port.dtype))
+        self.source.weights.fill(self.stored_as[port.weight], value)
+        return value
 
     def flatten_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
         """The leaves of a call's arguments, in the program's order."""

@@ -7,11 +7,12 @@ names the operator or line that stood in the way and lists what was tried.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,9 +29,10 @@ from profiler.sources import Example, LoadedModel
 class Traced:
     """An exported program and what its inputs mean.
 
-    ``tensors`` are the example's tensor inputs by name, in the program's order (at least two items
-    long); ``batch_dims`` gives each one's batch dim or None; ``dim_names`` names the dynamic dims
-    as ``{(input, dim): symbol}``. ``static_batch`` is the only batch size it takes, if so.
+    ``tensors`` are the example's tensor inputs by name, in the order of ``forward``'s parameters
+    (at least two items long where the batch is dynamic); ``batch_dims`` gives each one's batch dim
+    or None; ``dim_names`` names the dynamic dims as ``{(input, dim): symbol}``. ``static_batch``
+    is the only batch size it takes, if so.
     """
 
     exported: ExportedProgram
@@ -58,6 +60,7 @@ def trace(model: LoadedModel) -> Traced:
         raise InvalidInputError("the example inputs hold no tensor")
     batch_dims = _batch_dims(tensors, model.example)
     batch = _batch_size(tensors, batch_dims)
+    given = tensors
     if batch == 1:
         tensors = {name: _doubled(t, batch_dims[name]) for name, t in tensors.items()}
     dim_names = {(n, d): BATCH for n, d in batch_dims.items() if d is not None}
@@ -75,6 +78,8 @@ def trace(model: LoadedModel) -> Traced:
         ("torch.export strict, dynamic batch", True, Dim.DYNAMIC, only_batch),
         ("torch.export, fixed batch", False, None, {}),
     ):
+        if mark is None:
+            tensors = given
         try:
             exported = _export(model, tensors, marked, mark, strict=strict)
         except Exception as error:  # torch.export raises many unrelated types
@@ -93,7 +98,7 @@ def trace(model: LoadedModel) -> Traced:
                 n: d if d is not None and (n, d) in kept else None for n, d in batch_dims.items()
             },
             dim_names=kept,
-            static_batch=None if has_batch else max(batch, 2) if batch == 1 else batch,
+            static_batch=None if has_batch else batch,
             level=level,
             notes=tuple(failures),
         )
@@ -198,13 +203,12 @@ def _export(
     shapes, shape_kwargs = replace_leaves(
         model.module, model.example, lambda name, _: shape_of(name)
     )
-    with torch.no_grad(), _Quiet():
+    with torch.no_grad(), _Quiet(), _explicit_keywords(model.module, kwargs):
         return torch.export.export(
             model.module,
             args,
             kwargs,
-            dynamic_shapes=dict(zip(_positional(model.module), shapes, strict=False))
-            | shape_kwargs,
+            dynamic_shapes=_by_parameter(model.module, shapes) | shape_kwargs,
             strict=strict,
         )
 
@@ -219,16 +223,53 @@ def replace_leaves(
         spec = pytree.tree_structure(value)
         return pytree.tree_unflatten([leaf(n, x) for n, x in leaves.items()], spec)
 
-    args = tuple(
-        rebuilt(name, value) for name, value in zip(_positional(module), example.args, strict=False)
-    )
-    return args, {name: rebuilt(name, value) for name, value in example.kwargs.items()}
+    args: list[Any] = []
+    for name, value in _by_parameter(module, example.args).items():
+        made = rebuilt(name, value)
+        args += made if name == _variable(module, inspect.Parameter.VAR_POSITIONAL) else [made]
+    return tuple(args), {name: rebuilt(name, value) for name, value in example.kwargs.items()}
 
 
-def _positional(module: torch.nn.Module) -> list[str]:
-    """Names of the parameters of ``forward`` that may be given by position."""
+def _by_parameter(module: torch.nn.Module, values: Sequence[Any]) -> dict[str, Any]:
+    """Positional values by parameter of ``forward``; what ``*args`` takes is one tuple."""
     parameters = inspect.signature(module.forward).parameters.values()
-    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    found = dict(zip(names, values, strict=False))
+    rest = _variable(module, inspect.Parameter.VAR_POSITIONAL)
+    return found if rest is None else {**found, rest: tuple(values[len(names) :])}
+
+
+def _variable(module: torch.nn.Module, kind: Any) -> str | None:
+    """The name of ``forward``'s ``*args`` or ``**kwargs``, if it has such."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    return next((p.name for p in parameters if p.kind is kind), None)
+
+
+@contextlib.contextmanager
+def _explicit_keywords(module: torch.nn.Module, kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """Let ``forward`` seem to name what it takes as ``**kwargs``: torch.export 2.13 fails on it."""
+    signature = inspect.signature(module.forward)
+    rest = _variable(module, inspect.Parameter.VAR_KEYWORD)
+    named = [p for p in signature.parameters.values() if p.name != rest]
+    more = [name for name in kwargs if name not in signature.parameters]
+    if not more:
+        yield
+        return
+    original = module.forward
+
+    def forward(*args: Any, **given: Any) -> Any:
+        return original(*args, **given)
+
+    extra = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in more]
+    forward.__signature__ = signature.replace(parameters=[*named, *extra])  # type: ignore[attr-defined]
+    replaced = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if replaced is not None:
+            module.forward = replaced
 
 
 class _Quiet:

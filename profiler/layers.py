@@ -222,7 +222,7 @@ class _Grouping:
 
     def _written(self, name: str) -> list[str]:
         node = self.nodes[name]
-        found = []
+        found: list[str] = []
         for where in written_arguments(self.encoded.origins[name].target):
             if isinstance(where, int):
                 value = node.args[where] if where < len(node.args) else None

@@ -6,15 +6,18 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-import networkx as nx
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from executor.inputs import RunInputs, prepare_inputs
+from executor.outputs import answer_leaves
 from profiler.build import build_stage
 from profiler.capture import Captured
+from profiler.export import named_leaves
 from profiler.expressions import BATCH, evaluate
-from profiler.program import StageProgram, WeightPort
+from profiler.program import StageProgram
+from profiler.sources import Example
 
 Parts = Sequence[Sequence[str]]
 
@@ -36,20 +39,9 @@ def random_parts(captured: Captured, rng: random.Random, *, num_parts: int) -> l
     return [order[a:b] for a, b in zip([0, *cuts], [*cuts, len(order)], strict=True)]
 
 
-def weight_of(captured: Captured, port: WeightPort) -> torch.Tensor:
-    """A copy of a weight's value."""
-    if port.constant:
-        return captured.constants[port.weight].clone()
-    value = torch.empty(port.shape, dtype=getattr(torch, port.dtype))
-    captured.source.weights.fill(captured.stored_as[port.weight], value)
-    return value
-
-
 def build(captured: Captured, program: StageProgram) -> nn.Module:
     """The module of a part, with the weights of the captured model."""
-    return build_stage(
-        program, device=torch.device("cpu"), weight=lambda port: weight_of(captured, port)
-    )
+    return build_stage(program, device=torch.device("cpu"), weight=captured.weight)
 
 
 def run_parts(captured: Captured, parts: Parts, args: tuple[Any, ...], kwargs: Any) -> Any:
@@ -65,20 +57,12 @@ def run_parts(captured: Captured, parts: Parts, args: tuple[Any, ...], kwargs: A
         with torch.inference_mode():
             results = module(*taken, *sizes)
         values.update({n: r.clone() for n, r in zip(program.outputs, results, strict=True)})
-    leaves: list[Any] = []
-    for leaf in captured.encoded.program.outputs:
-        if leaf.value is not None:
-            leaves.append(values[leaf.value])
-        else:
-            leaves.append(leaf.constant if leaf.size is None else evaluate(leaf.size, symbols))
-    return captured.unflatten_outputs(leaves)
+    run = RunInputs(tensors=tensors, num_items=symbols[BATCH], symbols=symbols)
+    return captured.unflatten_outputs(answer_leaves(captured, values, run))
 
 
 def named_inputs(captured: Captured, args: tuple[Any, ...], kwargs: Any) -> dict[str, torch.Tensor]:
     """Tensor inputs of a call by the captured names."""
-    from executor.inputs import prepare_inputs
-    from profiler.sources import Example
-
     return prepare_inputs(captured, Example(args=args, kwargs=kwargs)).tensors
 
 
@@ -98,8 +82,6 @@ def resized(captured: Captured, items: int, *, seed: int = 1) -> tuple[tuple[Any
     rng = torch.Generator().manual_seed(seed)
     example = captured.source.example
     dims = captured.traced.batch_dims
-    from profiler.export import named_leaves
-
     assert captured.source.module is not None
     by_id = {
         id(leaf): dims.get(name)
@@ -128,7 +110,7 @@ def resized(captured: Captured, items: int, *, seed: int = 1) -> tuple[tuple[Any
 
 
 def same(one: Any, other: Any) -> str | None:
-    """What differs between two answers, bit for bit, in structure, type or value; None if nothing."""
+    """What differs between two answers, bit for bit, in structure, type or value; or None."""
     a, spec_a = pytree.tree_flatten(one)
     b, spec_b = pytree.tree_flatten(other)
     if spec_a != spec_b:
@@ -142,6 +124,3 @@ def same(one: Any, other: Any) -> str | None:
         elif type(x) is not type(y) or x != y:
             return f"leaf {i}: {x!r} is not {y!r}"
     return None
-
-
-__all__ = ["build", "input_symbols", "nx", "random_parts", "resized", "run_parts", "same"]
