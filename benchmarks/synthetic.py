@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from planner import Plan, PlanRequest, plan
+from planner.request import Limits
 from profiler.cluster import Cluster, DefaultLink, Device, Host
 from profiler.graph import Layer, ModelGraph, Tensor, Weight
 from profiler.profile import Conditions, DeviceTimings, Measurement, Profile
@@ -100,3 +102,9 @@ def invented_profile(
             torch="2.13.0", python="3.11", dtype="float32", processor="none", load_average=0.0
         ),
     )
+
+
+def planned(profile: Profile, *, profile_ref: str) -> Plan:
+    """A plan for ``profile`` by the planner itself: 32 items in microbatches of 8."""
+    request = PlanRequest(batch_size=32, microbatch_size=8, limits=Limits(time_s=60.0))
+    return plan(profile, request, profile_ref=profile_ref)

@@ -1,0 +1,93 @@
+"""How long people wait: for whole processes that read and check a plan of 1,000 layers.
+
+    python benchmarks/startup.py [--quick] [--json FILE]
+
+The model has 1,000 different layers, measured on 3 devices at 6 batch sizes. Each command is run
+from a shell again and again, interleaved; the file cache is warm. What can be expected at best is
+an interpreter that does nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.synthetic import invented_profile, planned, residual_chain, unequal_devices
+
+NUM_LAYERS = 1000
+NUM_DEVICES = 3
+
+
+def main() -> None:
+    """Run the measurements that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer repeats, same measures")
+    parser.add_argument("--json", type=Path, help="also write the records here")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        records = measure(Path(folder), repeats=5 if args.quick else 15)
+    for record in records:
+        print(f"{record['measure']:28} {record['value']:>9.3f} {record['unit']:3} ", end="")
+        print(", ".join(f"{k} {v}" for k, v in dict(record["conditions"]).items()))  # type: ignore[call-overload]
+    if args.json:
+        args.json.write_text(json.dumps(records, indent=1) + "\n")
+
+
+def measure(folder: Path, *, repeats: int) -> list[dict[str, object]]:
+    """One record a command: the median time of its whole process."""
+    profile = invented_profile(residual_chain(NUM_LAYERS), unequal_devices(NUM_DEVICES))
+    profile.dump(folder / "profile.json")
+    planned(profile, profile_ref="profile.json").dump(folder / "plan.yaml")
+    # The console script's own two lines, so that an uninstalled checkout is measured alike.
+    start = f"import sys; sys.path.insert(0, {str(Path(__file__).resolve().parents[1])!r}); "
+    apportion = [sys.executable, "-c", start + "from executor.cli import main; main()"]
+    commands = {
+        "explain_1000_layers_s": [*apportion, "explain", "plan.yaml"],
+        "check_1000_layers_s": [*apportion, "check", "plan.yaml"],
+        "empty_interpreter_s": [sys.executable, "-c", "pass"],
+    }
+    times: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(repeats):
+        for name, command in commands.items():
+            times[name].append(_seconds(command, folder))
+    conditions = {
+        "layers": NUM_LAYERS,
+        "devices": NUM_DEVICES,
+        "batch_sizes": len(profile.batch_sizes),
+        "profile_bytes": (folder / "profile.json").stat().st_size,
+        "python": platform.python_version(),
+        "repeats": repeats,
+    }
+    return [
+        {
+            "measure": name,
+            "value": statistics.median(found),
+            "unit": "s",
+            "conditions": {
+                **conditions,
+                "least_s": round(min(found), 3),
+                "most_s": round(max(found), 3),
+            },
+        }
+        for name, found in times.items()
+    ]
+
+
+def _seconds(command: Sequence[str], folder: Path) -> float:
+    started = time.perf_counter()
+    subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()
