@@ -120,6 +120,7 @@ def _graph(
     stored_as: Mapping[str, str],
 ) -> ModelGraph:
     program = encoded.program
+    fingerprint = program.fingerprint()
     symbols = _symbol_values(traced)
     dependent = _depends_on_items(cutter)
     tensors = [_tensor(port.name, None, cutter, symbols, dependent) for port in program.inputs]
@@ -137,7 +138,7 @@ def _graph(
                 name=group.name,
                 module_type=group.module_type,
                 modules=group.modules or (group.name,),
-                twin=_twin(group, cutter, program.fingerprint()),
+                twin=_twin(group, cutter, fingerprint),
                 reads=part.inputs,
                 writes=written,
                 weights=tuple(held),
@@ -152,7 +153,7 @@ def _graph(
         ref=model.ref,
         captured_by=traced.level,
         dtype=max(set(dtypes), key=dtypes.count) if dtypes else "float32",
-        fingerprint=program.fingerprint(),
+        fingerprint=fingerprint,
         inputs=tuple(port.name for port in program.inputs),
         outputs=tuple(dict.fromkeys(cutter.final)),
         symbols=symbols,

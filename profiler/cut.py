@@ -95,11 +95,12 @@ class Cutter:
         return spec
 
     def _leaving(self, own: set[str]) -> list[str]:
-        needed = set(self.final)
-        for name, read in self.references.items():
-            if name not in own and name not in self.sizes:
-                needed.update(read)
-        return [name for name in self.nodes if name in own and name in needed]
+        leaving = [
+            name
+            for name in own
+            if name in self._final or any(user not in own for user in self.users[name])
+        ]
+        return sorted(leaving, key=self.order.__getitem__)
 
     def _assemble(self, own: set[str], outputs: list[str], *, prelude: bool) -> StageProgram:
         repeated = set(own)

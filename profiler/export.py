@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import io
 import logging
 import re
 import warnings
@@ -273,9 +274,11 @@ def _explicit_keywords(module: torch.nn.Module, kwargs: Mapping[str, Any]) -> It
 
 
 class _Quiet:
-    """torch.export logs and warns at length about attempts that are expected to fail."""
+    """torch.export logs, warns and prints at length about attempts that are expected to fail."""
 
     def __enter__(self) -> None:
+        self._stderr = contextlib.redirect_stderr(io.StringIO())
+        self._stderr.__enter__()
         self._level = logging.root.manager.disable
         logging.disable(logging.ERROR)
         self._warnings = warnings.catch_warnings()
@@ -285,6 +288,7 @@ class _Quiet:
     def __exit__(self, *exception: object) -> None:
         self._warnings.__exit__(*exception)  # type: ignore[arg-type]
         logging.disable(self._level)
+        self._stderr.__exit__(*exception)  # type: ignore[arg-type]
 
 
 def _reason(error: Exception) -> str:
