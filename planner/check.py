@@ -43,6 +43,8 @@ def check_plan(
     machines = cluster or profile.cluster
     require_current(plan, profile, cluster=machines)
     findings = edited(plan)
+    # Figures that differ are expected after an edit, and an error otherwise.
+    severity = Severity.WARNING if findings else Severity.ERROR
     reading = read(plan, profile.model, machines)
     wrong = structure_findings(reading)
     findings += wrong
@@ -61,8 +63,8 @@ def check_plan(
     derived = derive(plan, layout, prices)
     findings += memory_findings(derived, layout)
     findings += extrapolated(layout, prices)
-    findings += estimate_findings(plan, derived, profile.error_fraction)
-    findings += search_findings(plan, derived, machines)
+    findings += estimate_findings(plan, derived, profile.error_fraction, severity=severity)
+    findings += search_findings(plan, derived, machines, severity=severity)
     return tuple(findings)
 
 

@@ -79,9 +79,11 @@ def extrapolated(layout: Layout, prices: Prices) -> Iterator[Finding]:
                 )
 
 
-def estimate_findings(plan: Plan, derived: Derived, error_fraction: float) -> Iterator[Finding]:
+def estimate_findings(
+    plan: Plan, derived: Derived, error_fraction: float, *, severity: Severity
+) -> Iterator[Finding]:
     """Every figure of `estimate` that does not follow from the spec."""
-    said, changed = plan.estimate, plan.plan_id != plan.expected_id()
+    said = plan.estimate
     pairs = {
         "period_s": (said.period_s, derived.period_s),
         "latency_s": (said.latency_s, derived.latency_s),
@@ -90,49 +92,48 @@ def estimate_findings(plan: Plan, derived: Derived, error_fraction: float) -> It
     }
     differing = _differing(pairs)
     if differing:
-        yield _evidence("estimate", "estimate", "; ".join(differing), changed=changed)
+        yield _evidence(severity, "estimate", "estimate", "; ".join(differing))
     if [x.rank for x in said.ranks] != [x.rank for x in derived.ranks]:
         yield _evidence(
+            severity,
             "estimate",
             "estimate.ranks",
             f"it lists {len(said.ranks)} ranks; the plan has {len(derived.ranks)}, from 0 on",
-            changed=changed,
         )
         return
     for stated, real in zip(said.ranks, derived.ranks, strict=True):
         differing = _rank_differences(stated, real)
         if differing:
-            yield _evidence("estimate", f"rank {real.rank}", "; ".join(differing), changed=changed)
+            yield _evidence(severity, "estimate", f"rank {real.rank}", "; ".join(differing))
     # `bottleneck` is "pipeline0.stage1 ..." or "wire a -> b: ...": it must be busy all the time.
     busiest = [x for x, s in derived.busy_s.items() if not _differ(s, derived.period_s, EXACT)]
     if not any(re.match(re.escape(name) + r"(\W|$)", said.bottleneck) for name in busiest):
         yield _evidence(
-            "estimate",
-            "estimate.bottleneck",
-            f"{said.bottleneck[:80]!r} -> {busiest[0]}",
-            changed=changed,
+            severity, "estimate", "estimate.bottleneck", f"{said.bottleneck[:80]!r} -> {busiest[0]}"
         )
 
 
-def search_findings(plan: Plan, derived: Derived, cluster: Cluster) -> Iterator[Finding]:
+def search_findings(
+    plan: Plan, derived: Derived, cluster: Cluster, *, severity: Severity
+) -> Iterator[Finding]:
     """Everything in which the certificate contradicts itself, the spec or the cluster."""
-    search, changed = plan.search, plan.plan_id != plan.expected_id()
+    search = plan.search
     objective = plan.inputs.request.objective
     if search.objective is not objective:
         yield _evidence(
+            severity,
             "objective",
             "search.objective",
             f"it is {search.objective.value}; the request asks for {objective.value}",
-            changed=changed,
         )
         return
     real_s = derived.objective_s(objective)
     if _differ(search.objective_s, real_s, EXACT):
         yield _evidence(
+            severity,
             "objective",
             "search.objective_s",
             _change("objective_s", search.objective_s, real_s),
-            changed=changed,
         )
     if search.bound_s > search.objective_s * (1 + EXACT):
         yield error(
@@ -150,9 +151,9 @@ def search_findings(plan: Plan, derived: Derived, cluster: Cluster) -> Iterator[
         )
     if search.status == "optimal" and not search.gap <= OPTIMAL_GAP:
         yield error("status", "search.status", f"it says optimal with a gap of {search.gap}")
-    if changed:
+    if severity is Severity.WARNING:
         yield warning("certificate", "search", _certificate(search.bound_s, real_s))
-    yield from _idle(plan, cluster)
+    yield from _idle(plan, cluster, severity)
 
 
 def _certificate(bound_s: float, real_s: float) -> str:
@@ -174,7 +175,7 @@ def _gap(objective_s: float, bound_s: float) -> float:
     return 0.0 if objective_s <= 0 else float("inf")
 
 
-def _idle(plan: Plan, cluster: Cluster) -> Iterator[Finding]:
+def _idle(plan: Plan, cluster: Cluster, severity: Severity) -> Iterator[Finding]:
     bound = {binding.rank: binding.device for binding in plan.spec.ranks}
     busy = {
         bound[rank]
@@ -182,19 +183,18 @@ def _idle(plan: Plan, cluster: Cluster) -> Iterator[Finding]:
         for stage in pipeline.stages
         for rank in stage.ranks
     }
-    changed = plan.plan_id != plan.expected_id()
     idle = [entry.device for entry in plan.search.idle]
     for device in idle:
         if device not in cluster.device or device in busy:
             what = "has a stage" if device in busy else "is not in the cluster"
-            yield _evidence("idle", "search.idle", f"{device} {what}", changed=changed)
+            yield _evidence(severity, "idle", "search.idle", f"{device} {what}")
     left_out = [device for device in cluster.device if device not in busy and device not in idle]
     if left_out:
         yield _evidence(
+            severity,
             "idle",
             "search.idle",
             f"{', '.join(left_out[:4])} have no stage and no reason is given",
-            changed=changed,
         )
 
 
@@ -226,6 +226,5 @@ def _change(name: str, old: float, new: float) -> str:
     return f"{name} {old:.10g} -> {new:.10g}{percent}"
 
 
-def _evidence(code: str, where: str, message: str, *, changed: bool) -> Finding:
-    severity = Severity.WARNING if changed else Severity.ERROR
+def _evidence(severity: Severity, code: str, where: str, message: str) -> Finding:
     return Finding(code=code, severity=severity, where=where, message=message)
