@@ -34,6 +34,14 @@ class Cutter:
             for leaf in program.outputs
             if leaf.value is not None and leaf.value not in self.weights
         ]
+        self._final = frozenset(self.final)
+        self.order = {name: position for position, name in enumerate(self.nodes)}
+        self.users: dict[str, list[str]] = {name: [] for name in self.nodes}
+        for name, read in self.references.items():
+            # A number taken from a tensor's shape needs no tensor: every part computes it itself.
+            for ref in read if name not in self.sizes else ():
+                if ref in self.users:
+                    self.users[ref].append(name)
 
     @cached_property
     def groups(self) -> Mapping[str, Group]:
