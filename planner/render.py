@@ -195,9 +195,9 @@ def _result(report: ExplainReport) -> list[str]:
         if result.num_microbatches > 1
         else "in one piece"
     )
-    where = {x.rank: x.device for x in report.ranks}
-    at = ", ".join(f"rank {r} {where.get(r, '?')}" for r in result.bottleneck_ranks[:3])
-    more = f" and {len(result.bottleneck_ranks) - 3} more" * (len(result.bottleneck_ranks) > 3)
+    ranks = ", ".join(str(rank) for rank in result.bottleneck_ranks[:6])
+    more = ", ..." if len(result.bottleneck_ranks) > 6 else ""
+    at = f" (rank {ranks}{more})" if ranks else ""
     found = (
         f"optimal: nothing better exists among {proof.space}"
         if proof.status == "optimal"
@@ -209,7 +209,7 @@ def _result(report: ExplainReport) -> list[str]:
         f"  throughput  {rate(result.items_per_s)} items/s: {count(result.batch_size, 'item')} "
         f"every {format_seconds(result.period_s)}, {parted}",
         f"  latency     {format_seconds(result.latency_s)} for one batch alone",
-        f"  bottleneck  {result.bottleneck}{f' on {at}{more}' if at else ''}",
+        f"  bottleneck  {result.bottleneck}{at}",
         *_wrapped(
             "  proof       ", f"{found} ({proof.solver}, {count(proof.candidates, 'candidate')})"
         ),
@@ -379,12 +379,15 @@ def _column(values: Sequence[float]) -> list[str]:
 
 def _why(report: ExplainReport, detail: Detail) -> list[str]:
     proof = report.proof
-    lines = [f"{'Why this plan':<46}{objective_name(report):>12}{'vs best':>10}  why not"]
-    lines.append(f"  {'this plan':<44}{format_seconds(proof.objective_s):>12}{'-':>10}  chosen")
-    for x in report.alternatives[: detail.others]:
+    shown = report.alternatives[: detail.others]
+    wide = min(max(len(plain(x.plan)) for x in shown), 40) if shown else 10
+    wide = max(wide, len("Why this plan"))
+    lines = [f"{'Why this plan':<{wide + 2}}{objective_name(report):>11}{'vs best':>10}  why not"]
+    lines.append(f"  {'this plan':<{wide}}{format_seconds(proof.objective_s):>11}{'-':>10}  chosen")
+    for x in shown:
         value = "-" if x.objective_s is None else format_seconds(x.objective_s)
         worse = "-" if x.worse_fraction is None else f"{x.worse_fraction * 100:+,.1f} %"
-        start = f"  {_cut(plain(x.plan), 43):<44}{value:>12}{_cut(worse, 10):>10}  "
+        start = f"  {_cut(plain(x.plan), wide):<{wide}}{value:>11}{_cut(worse, 10):>10}  "
         room = WIDTH - len(start)
         reasons = textwrap.wrap(plain(x.why_not), room, break_on_hyphens=False) or [""]
         lines.append(start + reasons[0])

@@ -138,4 +138,4 @@ def test_what_is_absent_is_a_dash() -> None:
     text = render_text(report)
     assert "Idle devices" not in text
     assert "Per rank" not in text
-    assert "replicate everywhere                                   -         -" in text
+    assert "replicate everywhere          -         -  board-0/arm" in text
