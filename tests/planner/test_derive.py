@@ -48,6 +48,28 @@ def test_a_chain_of_two_takes_durations_plus_the_longest_again() -> None:
     assert [x.busy_fraction for x in found.ranks] == pytest.approx([0.5, 1.0])
 
 
+def test_a_slow_link_is_the_server_that_the_rest_waits_for() -> None:
+    # Two layers of 8 items: 0.1 (n + 1) s a message becomes 10 + n s at a hundredth of the speed.
+    links = [
+        Link(source="h/a", target="h/b", latency_s=10.0, bytes_per_s=1024.0, occupancy=0.5),
+        Link(source="h/b", target="h/a", latency_s=0.0, bytes_per_s=1024.0),
+    ]
+    cluster = make_cluster({"a": GIB, "b": GIB}, links=links)
+    profile = make_profile(chain_graph(2), cluster, seconds={"a": [1, 1], "b": [2, 2]})
+    found = derived(profile, Part(layers=[0], devices=["h/a"]), Part(layers=[1], devices=["h/b"]))
+    # The wire takes 12 s four times; both ends lose 6 s of each to it: a 2 + 6, b 4 + 6.
+    assert found.busy_s == pytest.approx(
+        {
+            "pipeline0.stage0": 4 * 8.0,
+            "pipeline0.stage1": 4 * 10.0,
+            "wire h/a -> h/b": 4 * 12.0,
+            "wire h/b -> h/a": 4 * 2.0,
+        }
+    )
+    # The first microbatch is across at 2 + 12, the last 3 x 12 later; then 4 s, and 2 s back.
+    assert found.latency_s == pytest.approx(2 + 12 + 3 * 12 + 4 + 2)
+
+
 def test_a_batch_split_is_as_slow_as_its_slowest_rank() -> None:
     found = derived(
         profile_of(chain_graph(2)),

@@ -88,7 +88,7 @@ def random_cluster(chance: random.Random) -> Cluster:
         {name: chance.choice([100_000, 300_000, GIB]) for name in names},
         links=links,
         latency_s=chance.choice([0, 0.05]),
-        bytes_per_s=chance.choice([1e4, 1e6]),
+        bytes_per_s=chance.choice([1e3, 1e4, 1e6]),
         occupancy=chance.choice([0, 0.5, 1]),
     )
 
@@ -120,9 +120,19 @@ def random_profile(chance: random.Random) -> Profile:
     )
 
 
+def random_pins(chance: random.Random, profile: Profile) -> tuple[Pin, ...]:
+    """None; one; or the first and the last layer, which may force a slow link into the plan."""
+    devices, last = list(profile.cluster.device), len(profile.model.layers) - 1
+    kind = chance.random()
+    if kind < 0.5:
+        return ()
+    if kind < 0.7:
+        return (Pin(layers=f"l{chance.randint(0, last)}", device=chance.choice(devices)),)
+    return (Pin(layers="l0", device=devices[0]), Pin(layers=f"l{last}", device=devices[-1]))
+
+
 def random_request(chance: random.Random, profile: Profile) -> PlanRequest:
     batch = chance.choice([1, 2, 5, 8, 12])
-    layer = f"l{chance.randrange(len(profile.model.layers))}"
     device = chance.choice(list(profile.cluster.device))
     return PlanRequest(
         objective=chance.choice(list(Objective)),
@@ -134,7 +144,7 @@ def random_request(chance: random.Random, profile: Profile) -> PlanRequest:
         max_stages=chance.choice([None, None, 2]),
         reserve_bytes=chance.choice([None, 5000]),
         max_bytes={device: 200_000} if chance.random() < 0.2 else {},
-        pins=(Pin(layers=layer, device=device),) if chance.random() < 0.2 else (),
+        pins=random_pins(chance, profile),
         forbids=(Forbid(device=device, layers=chance.choice([None, "l0"])),)
         if chance.random() < 0.1
         else (),
