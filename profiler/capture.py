@@ -71,8 +71,9 @@ def capture(model: LoadedModel) -> Captured:
     encoded = encode(traced, name=model.name)
     layering = find_layers(encoded)
     cutter = Cutter(encoded.program, layering)
-    stored_as = _stored_as(model, encoded)
-    graph = _graph(model, traced, encoded, layering, cutter, stored_as)
+    tied = _tied(model)
+    names = {p.weight: tied.get(p.weight, (p.weight,)) for p in encoded.program.weights}
+    graph = _graph(model, traced, encoded, layering, cutter, names)
     return Captured(
         source=model,
         traced=traced,
@@ -80,35 +81,33 @@ def capture(model: LoadedModel) -> Captured:
         layering=layering,
         cutter=cutter,
         graph=graph,
-        stored_as=stored_as,
+        stored_as={weight: same[0] for weight, same in names.items()},
     )
 
 
-def _stored_as(model: LoadedModel, encoded: Encoded) -> dict[str, str]:
-    """The canonical name of each weight: tied weights share one."""
-    if model.aliases:
-        return {
-            port.weight: model.aliases.get(port.weight, port.weight)
-            for port in encoded.program.weights
-        }
-    state = model.exported.state_dict if model.exported is not None else {}
-    if model.module is not None:
-        state = model.module.state_dict(keep_vars=True)
-    first: dict[tuple[Any, ...], str] = {}
-    names = {}
-    for port in encoded.program.weights:
-        tensor = state.get(port.weight)
-        if tensor is None or port.constant:
-            names[port.weight] = port.weight
-            continue
-        key = (
-            tensor.untyped_storage().data_ptr() or id(tensor),
-            tensor.storage_offset(),
-            tuple(tensor.shape),
-            tuple(tensor.stride()),
-        )
-        names[port.weight] = first.setdefault(key, port.weight)
-    return names
+def _tied(model: LoadedModel) -> dict[str, tuple[str, ...]]:
+    """For each saved name, all names of the same weight, the one it is stored under first."""
+    groups: dict[object, dict[str, None]] = {}
+    for name, stored in model.aliases.items():
+        groups.setdefault(stored, {stored: None}).setdefault(name)
+    if not model.aliases:
+        state = model.exported.state_dict if model.exported is not None else {}
+        if model.module is not None:
+            state = model.module.state_dict(keep_vars=True)
+        for name, tensor in state.items():
+            if isinstance(tensor, torch.Tensor):
+                groups.setdefault(_memory(tensor), {}).setdefault(name)
+    return {name: tuple(names) for names in groups.values() for name in names}
+
+
+def _memory(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """What two tensors have in common exactly if they are one weight."""
+    return (
+        tensor.untyped_storage().data_ptr() or id(tensor),
+        tensor.storage_offset(),
+        tuple(tensor.shape),
+        tuple(tensor.stride()),
+    )
 
 
 def _graph(
@@ -117,7 +116,7 @@ def _graph(
     encoded: Encoded,
     layering: Layering,
     cutter: Cutter,
-    stored_as: Mapping[str, str],
+    names: Mapping[str, tuple[str, ...]],
 ) -> ModelGraph:
     program = encoded.program
     fingerprint = program.fingerprint()
@@ -131,7 +130,7 @@ def _graph(
         part = cutter.part([group.name])
         own = {r for n in group.nodes for r in cutter.references[n]}
         held = dict.fromkeys(
-            stored_as[cutter.weights[name].weight] for name in cutter.weights if name in own
+            names[cutter.weights[name].weight][0] for name in cutter.weights if name in own
         )
         layers.append(
             Layer(
@@ -160,7 +159,7 @@ def _graph(
         static_batch=traced.static_batch,
         layers=tuple(layers),
         tensors=tuple(tensors),
-        weights=tuple(_weights(cutter, stored_as, layering.state)),
+        weights=tuple(_weights(cutter, names, layering.state)),
         notes=traced.notes,
     )
 
@@ -208,18 +207,17 @@ def _tensor(
 
 
 def _weights(
-    cutter: Cutter, stored_as: Mapping[str, str], state: frozenset[str]
+    cutter: Cutter, names: Mapping[str, tuple[str, ...]], state: frozenset[str]
 ) -> Iterable[Weight]:
-    groups: dict[str, list[str]] = {}
-    sizes: dict[str, int] = {}
+    changed = {names[weight][0] for weight in state}
+    seen: set[str] = set()
     for port in cutter.program.weights:
-        name = stored_as[port.weight]
-        groups.setdefault(name, []).append(port.weight)
-        sizes[name] = port.num_bytes
-    changed = {stored_as.get(name, name) for name in state}
-    for name, names in groups.items():
-        tied = tuple(n for n in dict.fromkeys(names) if n != name)
-        yield Weight(name=name, num_bytes=sizes[name], tied=tied, state=name in changed)
+        name, *others = names[port.weight]
+        if name not in seen:
+            seen.add(name)
+            yield Weight(
+                name=name, num_bytes=port.num_bytes, tied=tuple(others), state=name in changed
+            )
 
 
 def _twin(group: Group, cutter: Cutter, salt: str) -> str:

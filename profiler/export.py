@@ -68,7 +68,14 @@ def trace(model: LoadedModel) -> Traced:
     for name, dims in model.example.dynamic_dims.items():
         if name not in tensors:
             raise InvalidInputError(f"dynamic_dims names {name!r}; the inputs are {list(tensors)}")
-        dim_names.update({(name, dim): symbol for dim, symbol in dims.items()})
+        for dim, symbol in dims.items():
+            _require_dim(name, tensors[name], dim)
+            if not symbol.isidentifier() or symbol == BATCH:
+                raise InvalidInputError(
+                    f"dynamic_dims calls dim {dim} of {name!r} {symbol!r}; give a name such as "
+                    f"'length', other than {BATCH!r}"
+                )
+            dim_names[name, dim] = symbol
     failures: list[str] = []
     only_batch = {key: symbol for key, symbol in dim_names.items() if symbol == BATCH}
     lengths = [("torch.export, dynamic batch and lengths", False, Dim.DYNAMIC, dim_names)]
@@ -155,6 +162,9 @@ def _batch_dims(tensors: dict[str, torch.Tensor], example: Example) -> dict[str,
     unknown = sorted(set(example.batch_dims) - set(tensors))
     if unknown:
         raise InvalidInputError(f"batch_dims names {unknown[0]!r}; the inputs are {list(tensors)}")
+    for name, dim in example.batch_dims.items():
+        if dim is not None:
+            _require_dim(name, tensors[name], dim)
     chosen: dict[str, int | None] = {}
     sizes = [
         tensors[name].shape[dim] for name, dim in example.batch_dims.items() if dim is not None
@@ -167,6 +177,13 @@ def _batch_dims(tensors: dict[str, torch.Tensor], example: Example) -> dict[str,
         else:
             chosen[name] = 0 if tensor.ndim and tensor.shape[0] == size else None
     return chosen
+
+
+def _require_dim(name: str, tensor: torch.Tensor, dim: int) -> None:
+    if not 0 <= dim < tensor.ndim:
+        raise InvalidInputError(
+            f"input {name!r} has no dim {dim}: its shape is {list(tensor.shape)}, dims count from 0"
+        )
 
 
 def _batch_size(tensors: dict[str, torch.Tensor], batch_dims: dict[str, int | None]) -> int:
@@ -312,7 +329,8 @@ def _dynamic_dims(
         value = node.meta.get("val")
         if node.op == "placeholder" and node.name in tensors and isinstance(value, torch.Tensor):
             for dim, size in enumerate(value.shape):
-                if isinstance(size, torch.SymInt):
+                # A symbol that the trace has fixed to a number is no longer dynamic.
+                if isinstance(size, torch.SymInt) and size.node.expr.free_symbols:
                     found[node.name, dim] = size
     return found
 

@@ -21,7 +21,7 @@ from tests.support import zoo
 from tests.support.captures import APPROXIMATE, captured, undivided
 from tests.support.cutting import build, random_parts, resized, run_parts, same
 
-SIZES = {"fixed_batch": (3, 6), "batch_of_one_only": (1,), "no_batch": (1,)}
+SIZES = {"fixed_batch": (3,), "batch_of_one_only": (1,), "no_batch": (1,)}
 """Items that a model takes, where not any number."""
 
 
@@ -119,6 +119,7 @@ def test_tied_weights_are_one_weight_of_the_graph() -> None:
     graph = captured("tied_weights").graph
     (tied,) = [weight for weight in graph.weights if weight.tied]
     users = [layer.name for layer in graph.layers if tied.name in layer.weights]
+    assert (tied.name, tied.tied) == ("table.weight", ("head.weight",))
     assert tied.num_bytes == 40 * 8 * 4
     assert users == ["table", "head"]
     assert graph.total_weight_bytes == 40 * 8 * 4 + 3 * (64 + 8) * 4
@@ -186,11 +187,14 @@ def test_a_batch_of_one_is_still_dynamic() -> None:
     assert made.graph.tensor["x"].shape == ("batch", 8)
 
 
-@pytest.mark.parametrize("name", ["batch_of_one_only", "no_batch"])
-def test_a_model_for_one_item_is_captured_for_one(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "items"), [("batch_of_one_only", 1), ("no_batch", 1), ("fixed_batch", 3)]
+)
+def test_a_model_that_fixes_its_batch_is_captured_for_that_batch(name: str, items: int) -> None:
     graph = captured(name).graph
-    assert graph.static_batch == 1
-    assert graph.symbols["batch"] == 1
+    assert graph.static_batch == items
+    assert graph.symbols["batch"] == items
+    assert {tensor.batch_dim for tensor in graph.tensors} == {None}
 
 
 FINGERPRINTS = """
@@ -312,7 +316,7 @@ def test_examples_that_cannot_be_right_are_refused(example: Example, message: st
 def test_examples_that_disagree_on_items_are_refused() -> None:
     module, _ = zoo.keyword_only()
     example = Example(
-        kwargs={"x": torch.ones(2, 8), "gain": torch.ones(3, 8)}, batch_dims={"gain": 0}
+        kwargs={"x": torch.ones(2, 8), "gain": torch.ones(3, 8)}, batch_dims={"x": 0, "gain": 0}
     )
     with pytest.raises(InvalidInputError, match="disagree on the number of items"):
         capture(load_model(module, example))
