@@ -207,22 +207,19 @@ for name in sys.argv[1:]:
 
 
 def test_graphs_are_equal_in_every_process() -> None:
-    names = ["resnet50", "in_place_residual", "view_before_change", "bert", "mixtral"]
-    seen = set()
-    for hash_seed in ("1", "2"):
-        # Sets of text iterate in another order under another seed.
-        run = subprocess.run(
-            [sys.executable, "-c", FINGERPRINTS, *names],
-            env={**os.environ, "PYTHONHASHSEED": hash_seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        seen.add(run.stdout)
+    names = ["resnet50", "in_place_residual", "view_before_change", "t5"]
+    # Sets of text iterate in another order under another seed.
+    other = subprocess.run(
+        [sys.executable, "-c", FINGERPRINTS, *names],
+        env={**os.environ, "PYTHONHASHSEED": "7"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     here = "".join(
         f"{n} {captured(n).graph.content_digest()} {captured(n).graph.fingerprint}\n" for n in names
     )
-    assert seen == {here}
+    assert other.stdout == here
 
 
 def test_fingerprints_do_not_depend_on_weights() -> None:
