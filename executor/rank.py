@@ -19,10 +19,10 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
-from executor.bundle import RankBundle, load_stage
 from executor.distribute import RemoteWeights, send_weights
 from executor.pipeline import RankLoop, RankRecord
 from executor.schedule import Interval, Schedule
+from executor.stage import RankBundle, load_stage
 from executor.stores import Store, join_group
 from executor.transport import Transport
 

@@ -26,6 +26,10 @@ def main() -> None:
     import torch
     import torch.distributed as dist
 
+    # What every rank loads besides torch: part of its baseline.
+    import profiler.build
+    import profiler.weights  # noqa: F401
+
     parser = argparse.ArgumentParser()
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--idle", action="store_true")
@@ -34,6 +38,10 @@ def main() -> None:
     with tempfile.NamedTemporaryFile(prefix="apportion-store-") as store:
         # A group of one, as ranks have: its memory is part of their baseline.
         dist.init_process_group("gloo", init_method=f"file://{store.name}", rank=0, world_size=1)
+    # The first operators of a process allocate for good (kernel code, thread pools).
+    with torch.inference_mode():
+        torch.nn.functional.conv2d(torch.randn(1, 4, 8, 8), torch.randn(4, 4, 3, 3))
+        torch.mm(torch.randn(64, 64), torch.randn(64, 64)).softmax(-1)
     sys.stdout.write(json.dumps({"resident_bytes": psutil.Process().memory_info().rss}) + "\n")
     sys.stdout.flush()
     ended = threading.Event()

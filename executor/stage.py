@@ -1,0 +1,87 @@
+"""A rank's part of a plan: read from its bundle, built, its weights filled.
+
+Imports as little as it can: every rank holds it in memory, and capturing is not a rank's business.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from executor.pipeline import StageModule
+from executor.schedule import Schedule
+from planner.planfile import Plan
+from profiler.build import build_stage
+from profiler.graph import ModelGraph
+from profiler.operators import changed_inputs
+from profiler.program import StageProgram, WeightPort
+from profiler.weights import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankBundle:
+    """A bundle as one rank reads it. ``program`` is None for a rank without a stage."""
+
+    directory: Path
+    plan: Plan
+    graph: ModelGraph
+    threads: dict[int, int]
+    program: StageProgram | None
+    recipes: dict[str, Recipe]
+
+    @staticmethod
+    def read(directory: Path, rank: int) -> RankBundle:
+        """The bundle in ``directory`` for ``rank``."""
+        shared = json.loads((directory / "bundle.json").read_text())
+        own = json.loads((directory / f"rank-{rank}.json").read_text())
+        return RankBundle(
+            directory=directory,
+            plan=Plan.parse(json.dumps(shared["plan"]), name="plan", is_json=True),
+            graph=ModelGraph.model_validate_json(json.dumps(shared["graph"])),
+            threads={int(k): v for k, v in shared["threads"].items()},
+            program=None if own["program"] is None else StageProgram.from_data(own["program"]),
+            recipes=own["recipes"],
+        )
+
+
+def load_stage(
+    bundle: RankBundle,
+    schedule: Schedule,
+    *,
+    rank: int,
+    device: torch.device,
+    read: Callable[[str, Recipe, torch.Tensor], None],
+) -> StageModule | None:
+    """Build the rank's stage and fill its weights; None for a rank without a stage.
+
+    ``read`` fills a tensor by a recipe. Tied weights of one stage are held once.
+    """
+    role = schedule.role(rank)
+    if role is None or bundle.program is None:
+        return None
+    constants = load_file(bundle.directory / "constants.safetensors")
+    held: dict[str, torch.Tensor] = {}
+
+    def weight(port: WeightPort) -> torch.Tensor:
+        if port.constant:
+            return constants[port.weight].clone().to(device)
+        recipe = bundle.recipes[port.weight]
+        key = json.dumps(recipe, sort_keys=True)
+        if key not in held:
+            value = torch.empty(port.shape, dtype=getattr(torch, port.dtype), device=device)
+            read(port.weight, recipe, value)
+            held[key] = value
+        return held[key]
+
+    return StageModule(
+        role=role,
+        program=bundle.program,
+        module=build_stage(bundle.program, device=device, weight=weight),
+        device=device,
+        changes=changed_inputs(bundle.program),
+    )
