@@ -63,16 +63,15 @@ def run(  # noqa: PLR0913  (one parameter a flag)
         return
     from executor.inputs import read_tensors
     from executor.outputs import answer_tensors, write_tensors
-    from executor.preflight import find_profile
     from executor.running import load_plan, model_of
     from executor.session import Session
+    from planner.inputs import find_sources
 
     given = read_tensors(_needed(inputs))
     loaded, path = load_plan(plan)
     captured = model_of(loaded, model, path)
-    with Session(
-        loaded, captured, profile=find_profile(loaded, path), timeout_s=timeout
-    ) as session:
+    sources = find_sources(loaded, path)
+    with Session(loaded, captured, sources=sources, timeout_s=timeout) as session:
         result = session.run(given)
     if outputs is not None:
         write_tensors(outputs, answer_tensors(captured, result.outputs))
@@ -91,11 +90,13 @@ def _run_as_rank(  # noqa: PLR0913  (what the command was given)
     """One of torchrun's processes: rank 0 prepares and gathers, the others take part."""
     from executor.inputs import prepare_inputs, read_tensors
     from executor.outputs import answer_leaves, answer_tensors, write_tensors
-    from executor.preflight import find_profile, preflight
+    from executor.preflight import preflight
     from executor.report import make_report
     from executor.running import load_plan, model_of
     from executor.schedule import Schedule
+    from executor.session import rank_threads
     from executor.torchrun import World, require_world
+    from planner.inputs import find_sources
 
     loaded, path = load_plan(plan_path)
     require_world(loaded, environment)
@@ -106,14 +107,14 @@ def _run_as_rank(  # noqa: PLR0913  (what the command was given)
     try:
         given = read_tensors(_needed(inputs))
         captured = model_of(loaded, model, path)
-        profile = find_profile(loaded, path)
-        preflight(loaded, captured, profile=profile, here_only=False)
+        sources = find_sources(loaded, path)
+        preflight(loaded, captured, sources=sources, here_only=False)
         prepared = prepare_inputs(captured, given)
         list(Schedule(loaded, captured.graph).steps(prepared.num_items))
     except ApportionError as error:
         world.refuse(error)
         raise
-    gathered, started, ran = world.lead(captured, prepared, profile=profile)
+    gathered, started, ran = world.lead(captured, prepared, threads=rank_threads(loaded, sources))
     answer = captured.unflatten_outputs(answer_leaves(captured, gathered, prepared))
     if outputs is not None:
         write_tensors(outputs, answer_tensors(captured, answer))

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from pathlib import Path
 
 import psutil
 import torch
 
 from planner.check import check_plan
 from planner.findings import Finding, Severity
+from planner.inputs import Sources
 from planner.planfile import Plan
 from profiler.capture import Captured
 from profiler.errors import InvalidInputError, StalePlanError
-from profiler.profile import Profile
 from profiler.units import format_bytes
 
 EVIDENCE = frozenset({"edited", "estimate", "objective", "bound", "status", "certificate", "idle"})
@@ -21,14 +20,14 @@ EVIDENCE = frozenset({"edited", "estimate", "objective", "bound", "status", "cer
 
 
 def preflight(
-    plan: Plan, captured: Captured, *, profile: Profile | None, here_only: bool = True
+    plan: Plan, captured: Captured, *, sources: Sources | None, here_only: bool = True
 ) -> None:
     """Refuse ``plan`` if it is stale, breaks a rule, or does not fit this machine.
 
     ``here_only``: all ranks run on this machine, so its devices and memory must do for them.
 
-    ``profile`` is the one that the plan names; without it the rules that need measurements are
-    not applied, and the ranks' own checks remain.
+    ``sources`` are the documents that the plan names; without them the rules that need
+    measurements are not applied, and the ranks' own checks remain.
 
     Raises:
         StalePlanError: made for another model, cluster or profile.
@@ -41,8 +40,8 @@ def preflight(
             f"{plan.inputs.model.graph}, the model at hand has {now}. If the code, its library or "
             f"torch changed (here: torch {torch.__version__}), profile and plan again"
         )
-    if profile is not None:
-        refuse(check_plan(plan, profile))
+    if sources is not None:
+        refuse(check_plan(plan, sources.profile, cluster=sources.cluster))
     if here_only:
         _devices(plan)
         _memory(plan)
@@ -59,20 +58,6 @@ def refuse(findings: tuple[Finding, ...]) -> None:
         shown = "\n".join(f"  {f.code}: {f.where}: {f.message}" for f in errors[:6])
         more = f"\n  and {len(errors) - 6} more" if len(errors) > 6 else ""
         raise InvalidInputError(f"the plan cannot be run:\n{shown}{more}")
-
-
-def find_profile(plan: Plan, plan_path: Path | None) -> Profile | None:
-    """The profile that the plan names, looked for here and beside the plan; None if not found.
-
-    Raises:
-        InvalidInputError: the file is there and cannot be read as a profile.
-    """
-    named = Path(plan.inputs.profile.ref)
-    places = (
-        [named] if named.is_absolute() or plan_path is None else [named, plan_path.parent / named]
-    )
-    found = next((place for place in places if place.is_file()), None)
-    return None if found is None else Profile.load(found)
 
 
 def _devices(plan: Plan) -> None:

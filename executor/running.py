@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from executor.preflight import find_profile
 from executor.session import DEFAULT_TIMEOUT_S, RunResult, Session
+from planner.inputs import Sources, find_sources
 from planner.planfile import Plan
 from profiler.capture import Captured, capture
+from profiler.cluster import Cluster
 from profiler.errors import InvalidInputError
 from profiler.profile import Profile
 from profiler.sources import load_model
@@ -19,17 +20,21 @@ from profiler.sources import load_model
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How to run: the profile to check the plan against, and how long to wait for a message.
+    """How to run: what to check the plan against, and how long to wait for a message.
 
-    Without ``profile``, the one the plan names is used if its file can be found.
+    Without ``profile``, the one the plan names is used if its file can be found; ``cluster`` is
+    the one the plan was made for, if it is not the profile's own.
     """
 
     profile: Profile | None = None
+    cluster: Cluster | None = None
     timeout_s: float = DEFAULT_TIMEOUT_S
 
-    def profile_for(self, plan: Plan, path: Path | None) -> Profile | None:
-        """The profile to check ``plan`` against."""
-        return self.profile if self.profile is not None else find_profile(plan, path)
+    def sources(self, plan: Plan, path: Path | None) -> Sources | None:
+        """The documents to check ``plan`` against."""
+        if self.profile is None:
+            return find_sources(plan, path)
+        return Sources(profile=self.profile, cluster=self.cluster or self.profile.cluster)
 
 
 def run(
@@ -54,8 +59,8 @@ def run(
     options = options or RunOptions()
     loaded, path = load_plan(plan)
     captured = model_of(loaded, model, path, inputs=inputs)
-    profile = options.profile_for(loaded, path)
-    with Session(loaded, captured, profile=profile, timeout_s=options.timeout_s) as session:
+    sources = options.sources(loaded, path)
+    with Session(loaded, captured, sources=sources, timeout_s=options.timeout_s) as session:
         return session.run(inputs)
 
 

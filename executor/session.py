@@ -20,10 +20,10 @@ from executor.local import LocalRanks
 from executor.outputs import answer_leaves
 from executor.preflight import preflight
 from executor.report import RunReport, make_report
+from planner.inputs import Sources
 from planner.planfile import Plan
 from profiler.capture import Captured
 from profiler.errors import InvalidInputError
-from profiler.profile import Profile
 
 DEFAULT_TIMEOUT_S = 120.0
 """How long a rank waits for any one message before it gives up and says so."""
@@ -51,7 +51,7 @@ class Session:
         plan: Plan,
         captured: Captured,
         *,
-        profile: Profile | None = None,
+        sources: Sources | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> None:
         """Check the plan, start its ranks and load their stages.
@@ -63,7 +63,7 @@ class Session:
         """
         if timeout_s <= 0:
             raise InvalidInputError(f"timeout_s must be above zero: {timeout_s}")
-        preflight(plan, captured, profile=profile)
+        preflight(plan, captured, sources=sources)
         self.captured = captured
         begun = time.monotonic()
         shared = Path("/dev/shm")
@@ -79,7 +79,7 @@ class Session:
                 describe=lambda rank: _describe(plan, rank),
             )
             self.schedule = write_bundle(
-                self._directory, plan=plan, captured=captured, threads=_threads(plan, profile)
+                self._directory, plan=plan, captured=captured, threads=rank_threads(plan, sources)
             )
             self._ranks.command({"command": "start"})
             self._started = self._ranks.reports()
@@ -171,9 +171,9 @@ def _fits(shared: Path, captured: Captured) -> bool:
     return shutil.disk_usage(shared).free > 3 * captured.graph.total_weight_bytes + 2**28
 
 
-def _threads(plan: Plan, profile: Profile | None) -> dict[int, int]:
-    """Processor threads of each rank, as its device was profiled."""
-    devices = profile.cluster.device if profile is not None else {}
+def rank_threads(plan: Plan, sources: Sources | None) -> dict[int, int]:
+    """Processor threads of each rank, as its device was profiled; 1 where that is not known."""
+    devices = sources.cluster.device if sources is not None else {}
     return {
         b.rank: devices[b.device].threads if b.device in devices else 1 for b in plan.spec.ranks
     }

@@ -29,7 +29,6 @@ from planner.planfile import Plan
 from profiler import errors
 from profiler.capture import Captured
 from profiler.errors import ApportionError, InvalidInputError, RankFailedError, StalePlanError
-from profiler.profile import Profile
 
 Message = dict[str, Any]
 
@@ -152,17 +151,11 @@ class World:
             ) from error
 
     def lead(
-        self, captured: Captured, prepared: RunInputs, *, profile: Profile | None
+        self, captured: Captured, prepared: RunInputs, *, threads: dict[int, int]
     ) -> tuple[dict[str, Any], list[Message], list[Message]]:
         """Be rank 0: give every rank its part, run, and gather answers and reports."""
         from safetensors.torch import load_file, save_file
 
-        threads = {
-            b.rank: profile.cluster.device[b.device].threads
-            if profile is not None and b.device in profile.cluster.device
-            else 1
-            for b in self.plan.spec.ranks
-        }
         with _directory() as directory:
             write_bundle(
                 directory, plan=self.plan, captured=captured, threads=threads, shared_disk=False

@@ -59,7 +59,7 @@ def verify(
     run = prepare_inputs(captured, inputs) if inputs is not None else _made_up(loaded, captured)
     with (
         Session(
-            loaded, captured, profile=options.profile_for(loaded, path), timeout_s=options.timeout_s
+            loaded, captured, sources=options.sources(loaded, path), timeout_s=options.timeout_s
         ) as session,
         tempfile.TemporaryDirectory(prefix="apportion-verify-") as directory,
     ):

@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from planner.planfile import Plan
 from profiler.cluster import Cluster
 from profiler.errors import InvalidInputError
 from profiler.profile import Profile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """The documents behind a plan."""
+
+    profile: Profile
+    cluster: Cluster
+
+
+def find_sources(plan: Plan, plan_path: Path | None) -> Sources | None:
+    """The profile and cluster that ``plan`` names; None when its profile is not found.
+
+    Raises:
+        InvalidInputError: one of them is there and cannot be read.
+    """
+    beside = plan_path or Path(plan.inputs.profile.ref)
+    found = _find(plan.inputs.profile.ref, beside)
+    if found is None:
+        return None
+    profile = Profile.load(found)
+    return Sources(profile=profile, cluster=load_cluster(plan, beside, profile))
 
 
 def load_profile(plan: Plan, plan_path: Path) -> Profile:
