@@ -76,7 +76,11 @@ def companions(num: int, *, threads: int) -> Iterator[int]:
         while len(started) < max(1, num):
             started.append(
                 subprocess.Popen(
-                    arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+                    arguments,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    start_new_session=True,  # Ctrl-C is for the caller, which then ends them
                 )
             )
         resident = []
