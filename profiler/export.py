@@ -110,8 +110,26 @@ def trace(model: LoadedModel) -> Traced:
             level=level,
             notes=tuple(failures),
         )
+    _require_runs(model)
     tried = "\n".join(f"  {i}. {text}" for i, text in enumerate(failures, start=1))
     raise UnsupportedModelError(f"{model.name} cannot be captured; tried\n{tried}")
+
+
+def _require_runs(model: LoadedModel) -> None:
+    """Once capture has failed: is it the model that fails on its own example?
+
+    Raises:
+        InvalidInputError: it is.
+    """
+    if model.module is None or not model.has_weights:
+        return
+    try:
+        with torch.no_grad():
+            model.module(*model.example.args, **dict(model.example.kwargs))
+    except Exception as error:  # whatever a model may raise
+        raise InvalidInputError(
+            f"{model.name} itself fails on its example inputs: {_reason(error)}"
+        ) from error
 
 
 def _doubled(tensor: torch.Tensor, dim: int | None) -> torch.Tensor:

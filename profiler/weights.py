@@ -9,6 +9,7 @@ rank look, and under a memory limit be, twice as large as its weights.)
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +118,7 @@ def fill(target: torch.Tensor, recipe: Recipe, *, name: str) -> None:
         case "concat":
             start, dim = 0, recipe["dim"]
             for part in parts:
-                length = target.shape[dim] // len(parts)
+                length = _stored_length(part, dim, name) or target.shape[dim] // len(parts)
                 fill(target.narrow(dim, start, length), part, name=name)
                 start += length
         case "transpose":
@@ -157,6 +158,19 @@ def _fill_stored(target: torch.Tensor, file: Path, key: str, name: str) -> None:
         ) from error
 
 
+def _stored_length(recipe: Recipe, dim: int, name: str) -> int | None:
+    """The size of a stored tensor along ``dim``; None for one that is made of others."""
+    if recipe.get("op") is not None:
+        return None
+    try:
+        with safe_open(Path(recipe["file"]), framework="pt") as opened:
+            return int(opened.get_slice(recipe["key"]).get_shape()[dim])
+    except (SafetensorError, OSError, IndexError) as error:
+        raise InvalidInputError(
+            f"weight {name}: cannot read {recipe['key']!r} from {recipe['file']}: {error}"
+        ) from error
+
+
 def _copy(source: torch.Tensor, target: torch.Tensor, name: str) -> None:
     if source.shape != target.shape:
         raise InvalidInputError(
@@ -170,15 +184,10 @@ def stored_keys(directory: Path) -> dict[str, Path]:
     """Which file of a checkpoint directory holds each stored tensor.
 
     Raises:
-        InvalidInputError: no safetensors file, or a damaged one.
+        InvalidInputError: no safetensors file, one that is missing, or a damaged one.
     """
-    files = sorted(directory.glob("*.safetensors"))
-    if not files:
-        raise InvalidInputError(
-            f"{directory} has no *.safetensors file; save the model with save_pretrained"
-        )
     found: dict[str, Path] = {}
-    for file in files:
+    for file in _checkpoint_files(directory):
         try:
             with safe_open(file, framework="pt") as opened:
                 for key in opened.keys():  # noqa: SIM118  (not a mapping)
@@ -188,3 +197,31 @@ def stored_keys(directory: Path) -> dict[str, Path]:
                 f"{file} is not a safetensors file, or it is cut short: {error}"
             ) from error
     return found
+
+
+def _checkpoint_files(directory: Path) -> list[Path]:
+    """The files that make up the checkpoint, as transformers chooses them.
+
+    Directories often hold the same weights again in another form beside it.
+    """
+    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            raise InvalidInputError(f"{index} is not an index of weights: {error}") from error
+        missing = [name for name in names if not (directory / name).is_file()]
+        if missing:
+            raise InvalidInputError(
+                f"{directory} lacks {len(missing)} of the {len(names)} files that {index.name} "
+                f"lists, among them {missing[0]}: download it again"
+            )
+        return [directory / name for name in names]
+    files = sorted(directory.glob("*.safetensors"))
+    if not files:
+        raise InvalidInputError(
+            f"{directory} has no *.safetensors file; save the model with save_pretrained"
+        )
+    return files
