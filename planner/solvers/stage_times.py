@@ -1,0 +1,194 @@
+"""The two objectives over stage graphs, as inequalities in whole ticks of time, rounded down.
+
+    throughput  T >= runs * (compute + receive + send) of every slot
+                T >= seconds a batch of every wire                            (limit_period)
+    latency     first and last microbatch through every slot and hop, as in
+                docs/cost-model.md; T >= last behind every hop to the output  (limit_latency)
+
+As every figure is rounded down, the least ``T`` is a bound for the cost model.
+"""
+
+from __future__ import annotations
+
+import math
+
+from planner.bounds import objective_bound_s
+from planner.request import Objective
+from planner.solvers.integer_model import Literal, Terms
+from planner.solvers.stage_graphs import StageGraphs
+
+
+class StageTimes:
+    """Adds the objective of the request to ``graphs``; plans above ``ceiling_s`` are cut off."""
+
+    def __init__(self, graphs: StageGraphs, *, ceiling_s: float, ceiling_ticks: int) -> None:
+        self.graphs, self.model = graphs, graphs.model
+        self.problem, self.figures = graphs.problem, graphs.figures
+        self.slots = graphs.slots
+        self.scale = ceiling_ticks / ceiling_s if ceiling_s > 0 else 1.0
+        self.ceiling = ceiling_ticks
+        # The ceiling itself stays within reach when its figures are rounded.
+        self.top = self.model.objective = self._time()
+        least = self.ticks(objective_bound_s(self.problem, self.figures))
+        self.model.at_most([(-1, self.top)], -min(least, ceiling_ticks))
+        if self.problem.request.objective is Objective.THROUGHPUT:
+            self._limit_period()
+        else:
+            self._limit_latency()
+
+    def ticks(self, seconds: float) -> int:
+        """Seconds in ticks, rounded down; everything above the ceiling is the same."""
+        return min(math.floor(seconds * self.scale), self.ceiling + 16)
+
+    def _time(self) -> int:
+        return self.model.integer(self.ceiling + 15)
+
+    def _compute(self, s: int, r: int, times: int) -> Terms:
+        """``times`` a rank's computing."""
+        c, share = self.slots.slots[s].option.members[r]
+        device, x = self.problem.classes[c][0], self.graphs.x
+        terms = [
+            (self.ticks(times * self.figures.time_s(i, device, share)), x[i, s])
+            for i in self.graphs.layers
+            if (i, s) in x
+        ]
+        using = [
+            x[i, s]
+            for i, layer in enumerate(self.problem.graph.layers)
+            if layer.uses_prelude and (i, s) in x
+        ]
+        prelude = self.ticks(times * self.figures.prelude_s(device, share))
+        if using and prelude:
+            terms.append((prelude, self.model.either(using)))
+        return terms
+
+    def _slowest(self, ranks: list[Terms]) -> Terms:
+        """The largest of several sums."""
+        if len(ranks) == 1:
+            return ranks[0]
+        if not any(c for terms in ranks for c, _ in terms):
+            return []
+        most = self._time()
+        for terms in ranks:
+            self.model.at_least(most, terms)
+        return [(1, most)]
+
+    def _computes(self, s: int, times: int) -> Terms:
+        """``times`` the slowest rank's computing."""
+        ranks = range(len(self.slots.slots[s].option.members))
+        return self._slowest([self._compute(s, r, times) for r in ranks])
+
+    def _busy(self, s: int, times: int) -> Terms:
+        """``times`` one run of a slot: the slowest computing, receiving and sending."""
+        ranks = range(len(self.slots.slots[s].option.members))
+        receive: list[Terms] = [[] for _ in ranks]
+        send: list[Terms] = [[] for _ in ranks]
+        for name, a, b, moved in self.graphs.crossings():
+            if s in (a, b):
+                for message in self.slots.messages(name, a, b):
+                    held = times * self.slots.at_once(message, s) * message.occupied_s
+                    if b == s:
+                        receive[message.target].append((self.ticks(held), moved))
+                    else:
+                        send[message.source].append((self.ticks(held), moved))
+        return [*self._computes(s, times), *self._slowest(receive), *self._slowest(send)]
+
+    def _limit_period(self) -> None:
+        wires: dict[str, Terms] = {}
+        for name, a, b, moved in self.graphs.crossings():
+            for message in self.slots.messages(name, a, b):
+                ticks = self.ticks(message.count * message.seconds)
+                wires.setdefault(message.wire, []).append((ticks, moved))
+        for terms in wires.values():
+            self.model.at_least(self.top, terms)
+        for s in self.graphs.places:
+            self.model.at_least(self.top, self._busy(s, self.slots.runs(s)))
+
+    def _limit_latency(self) -> None:
+        model, repeats = self.model, self.problem.num_microbatches - 1
+        places, slots = self.graphs.places, self.slots.slots
+        hops: dict[tuple[int | None, int | None], list[tuple[str, Literal]]] = {}
+        for name, a, b, moved in self.graphs.crossings():
+            hops.setdefault((a, b), []).append((name, moved))
+        first = [self._time() for _ in places]
+        last = [self._time() for _ in places]
+        computes = [self._computes(s, 1) for s in places]
+        for s in places:
+            model.at_least(last[s], [(1, first[s])])
+            model.at_least(first[s], computes[s])
+            if repeats and not slots[s].waits:
+                model.at_least(last[s], [(1, first[s]), *self._busy(s, repeats)])
+        for (a, b), crossing in hops.items():
+            whole = all(slots[s].waits for s in (a, b) if s is not None)
+            duration = self._duration(a, b, crossing, 1)
+            begin, end = self._time(), self._time()
+            model.at_least(begin, duration)
+            model.at_least(end, [(1, begin)])
+            if repeats and not whole:
+                again = self._duration(a, b, crossing, repeats)
+                model.at_least(end, [(1, begin), *again])
+            used = model.either([moved for _, moved in crossing])
+            if a is not None:
+                model.at_least(begin, [(1, first[a]), *duration], when=used)
+                model.at_least(end, [(1, last[a]), *duration], when=used)
+            if b is None:
+                model.at_least(self.top, [(1, end)])
+                continue
+            arrived = end if slots[b].waits else begin
+            model.at_least(first[b], [(1, arrived), *computes[b]], when=used)
+            model.at_least(last[b], [(1, end), *computes[b]], when=used)
+        self._layer_times()
+
+    def _duration(
+        self,
+        a: int | None,
+        b: int | None,
+        crossing: list[tuple[str, Literal]],
+        times: int,
+    ) -> Terms:
+        """``times`` one move of all tensors between two slots, at the slowest receiver."""
+        ranks: list[Terms] = [
+            [] for _ in range(1 if b is None else len(self.slots.slots[b].option.members))
+        ]
+        for name, moved in crossing:
+            for message in self.slots.messages(name, a, b):
+                ranks[message.target].append((self.ticks(times * message.seconds), moved))
+        return self._slowest(ranks)
+
+    def _layer_times(self) -> None:
+        """Implied: no layer is done before those it reads from, and the way from them.
+
+        One relaxation over all layers tells the solver early what a path costs.
+        """
+        graph, model, x = self.problem.graph, self.model, self.graphs.x
+        done = [self._time() for _ in self.graphs.layers]
+        for i, layer in enumerate(graph.layers):
+            spent = [
+                (
+                    min(
+                        self.ticks(self.figures.time_s(i, self.problem.classes[c][0], share))
+                        for c, share in slot.option.members
+                    ),
+                    x[i, s],
+                )
+                for s, slot in enumerate(self.slots.slots)
+                if (i, s) in x
+            ]
+            model.at_least(done[i], spent)
+            for name in layer.reads:
+                producer = graph.tensor[name].producer
+                if producer is not None:
+                    way = self._way(name) if len(graph.readers[name]) == 1 else []
+                    before = done[graph.layer_index[producer]]
+                    model.at_least(done[i], [(1, before), *way, *spent])
+            if any(name in graph.outputs for name in layer.writes):
+                model.at_least(self.top, [(1, done[i])])
+
+    def _way(self, name: str) -> Terms:
+        """The least time of moving a tensor, wherever it moves."""
+        terms = []
+        for (v, s, t), moved in self.graphs.moves.items():
+            if v == name:
+                ticks = [self.ticks(m.seconds) for m in self.slots.messages(name, s, t)]
+                terms.append((min(ticks, default=0), moved))
+        return terms
