@@ -113,12 +113,15 @@ def fill(target: torch.Tensor, recipe: Recipe, *, name: str) -> None:
         case None:
             _fill_stored(target, Path(recipe["file"]), recipe["key"], name)
         case "stack":
+            _require_covered(len(parts), target.shape[recipe["dim"]], name)
             for index, part in enumerate(parts):
                 fill(target.select(recipe["dim"], index), part, name=name)
         case "concat":
             start, dim = 0, recipe["dim"]
-            for part in parts:
-                length = _stored_length(part, dim, name) or target.shape[dim] // len(parts)
+            equal = target.shape[dim] // len(parts)
+            lengths = [_stored_length(part, dim, name) or equal for part in parts]
+            _require_covered(sum(lengths), target.shape[dim], name)
+            for part, length in zip(parts, lengths, strict=True):
                 fill(target.narrow(dim, start, length), part, name=name)
                 start += length
         case "transpose":
@@ -156,6 +159,15 @@ def _fill_stored(target: torch.Tensor, file: Path, key: str, name: str) -> None:
         raise InvalidInputError(
             f"weight {name}: cannot read {key!r} from {file}: {error}"
         ) from error
+
+
+def _require_covered(stored: int, needed: int, name: str) -> None:
+    """Refuse parts that would leave some of a weight unfilled, or that do not fit in it."""
+    if stored != needed:
+        raise InvalidInputError(
+            f"weight {name} is stored in parts that make up {stored} rows, the model needs "
+            f"{needed}: is the checkpoint complete?"
+        )
 
 
 def _stored_length(recipe: Recipe, dim: int, name: str) -> int | None:
