@@ -22,7 +22,7 @@ from planner.alternatives import (
 )
 from planner.bounds import objective_bound_s
 from planner.cost import CostModel
-from planner.infeasible import explain_failure
+from planner.infeasible import explain_failure, unproved
 from planner.lower import estimate, lower
 from planner.planfile import (
     FileInput,
@@ -270,16 +270,16 @@ def _request(request: PlanRequest | None, wishes: dict[str, object]) -> PlanRequ
 
 
 def _failure(search: _Search) -> ApportionError:
-    if all(r.status is SolveStatus.INFEASIBLE for r in search.results.values()):
-        return explain_failure(
-            search.profile, search.request, cluster=search.cluster, candidates=search.candidates
-        )
-    limit = search.request.limits.time_s
+    if any(r.status is not SolveStatus.INFEASIBLE for r in search.results.values()):
+        return unproved(search.request.limits.time_s)
     return explain_failure(
-        search.profile, search.request, cluster=search.cluster, candidates=search.candidates,
-        unproved=f"no plan was found within {limit:g} s, and it is not proved that there is none; "
-        "raise limits.time_s",
-    )  # fmt: skip
+        search.profile,
+        search.request,
+        cluster=search.cluster,
+        microbatches=tuple(cost.problem.microbatch for cost in search.costs),
+        evidence=f"tried: {search.candidates} candidates with {search.solver_name}; "
+        "infeasibility is proved.",
+    )
 
 
 def _warnings(chosen: Chosen, search: _Search, rivals: Sequence[Rival]) -> tuple[PlanWarning, ...]:

@@ -5,6 +5,7 @@ A solver is one file, one class with this Protocol, one line in the registry.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -58,12 +59,14 @@ class SolveLimits:
 
     ``deadline`` is on the clock of ``time.monotonic``. Plans that are not better than
     ``cutoff_s`` are of no use: a solver that proves there are none stops with UNKNOWN and a bound.
+    A plan at or below ``goal_s`` is good enough: the search stops there.
     """
 
     deadline: float = field(default_factory=lambda: time.monotonic() + 30.0)
     workers: int = 1
     seed: int = 0
     cutoff_s: float | None = None
+    goal_s: float = -math.inf
 
     def remaining_s(self) -> float:
         """Seconds left, at least zero."""

@@ -137,6 +137,8 @@ def _least_period(
             period_s = decode.keep(steps, progress)
             true = period_s <= trial
             progress.relaxed_s = min(progress.relaxed_s, trial, period_s)
+        if progress.objective_s <= limits.goal_s:
+            return
         low, high = progress.bound_s, progress.relaxed_s * (1 - _PROOF)
         # Where pairs of devices share a wire, plans cost more than the programme says, and there
         # is no exact value to prove: stop when the bound is known well enough.

@@ -81,7 +81,7 @@ class LatencySearch:
         # An interval of the busiest server's time, and the least sum for it.
         heap = [(path.sum_s, 0, 0.0, path.busiest_s * (1 - _PROOF))]
         number = 0
-        while heap:
+        while heap and progress.objective_s > limits.goal_s:
             bound, _, low, high = heap[0]
             progress.bound_s = min(bound, progress.relaxed_s)
             if bound >= min(progress.relaxed_s, cutoff) * (1 - _PROOF):
@@ -106,7 +106,8 @@ class LatencySearch:
                 if low < top:
                     number += 1
                     heapq.heappush(heap, (under.sum_s + self.repeats * low, number, low, top))
-        progress.bound_s = progress.relaxed_s
+        if not heap:
+            progress.bound_s = progress.relaxed_s
 
     def _keep(self, path: _Path, decode: Decode, progress: Progress) -> None:
         decode.keep(path.steps, progress)

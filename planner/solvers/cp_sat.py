@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from dataclasses import replace
 from typing import ClassVar
 
@@ -46,6 +47,7 @@ Without presolve there is no such limit."""
 
 COARSE_TICKS = 10**9
 FINE_TICKS = 10**12
+LEAST_FINE_S = 1.0
 
 
 class CpSatSolver:
@@ -66,9 +68,13 @@ class CpSatSolver:
         """The best stage graph, and a bound for those described in ``space``."""
         search = _Search(problem, cost, limits)
         search.warm_start()
-        search.run(COARSE_TICKS)
+        start = time.monotonic()
+        search.run(COARSE_TICKS, limits)
         if search.nearly_proved:
-            search.run(FINE_TICKS)
+            # What is left is a matter of rounding: not worth much more than the search itself.
+            spent = time.monotonic() - start
+            enough = time.monotonic() + max(LEAST_FINE_S, 2 * spent)
+            search.run(FINE_TICKS, replace(limits, deadline=min(limits.deadline, enough)))
         return search.result()
 
 
@@ -107,12 +113,14 @@ class _Search:
             if found is not None:
                 self._keep(Assignment(stages=found.stages, routing=Routing.DIRECT))
 
-    def run(self, ticks: int) -> None:
+    def run(self, ticks: int, limits: SolveLimits) -> None:
         """Search in units of the ceiling over ``ticks`` until something is proved."""
         fine = ticks == FINE_TICKS
-        while not self.limits.expired and self.objective_s > self.bound_s * (1 + TOLERANCE):
+        while not limits.expired and self.objective_s > self.bound_s * (1 + TOLERANCE):
+            if self.objective_s <= limits.goal_s:
+                return
             graphs, scale = self._model(ticks)
-            answer = _solve(graphs.model, self.limits, presolve=not fine)
+            answer = _solve(graphs.model, limits, presolve=not fine)
             if answer.status is SolveStatus.INFEASIBLE:
                 self.bound_s = max(self.bound_s, self.ceiling_s)
                 return
@@ -124,7 +132,9 @@ class _Search:
             misfits = self._keep(found)
             for stage in misfits:
                 self.excluded.append(_held(graphs, answer.values, stage))
-            if not misfits and (not fine or not self.objective_s < before):
+            # Without a ceiling the ticks were too coarse; in fine ones, better means again.
+            again = before == math.inf or (fine and self.objective_s < before)
+            if not misfits and not again:
                 return
 
     def result(self) -> SolverResult:
@@ -187,7 +197,7 @@ class _Search:
 
 
 def _anything_s(problem: PlanningProblem, cost: CostModel) -> float:
-    """Every layer where it is slowest, one after another, and every tensor over every link."""
+    """More than any plan takes: all layers where they are slowest, all tensors over all links."""
     figures = cost.figures
     total = sum(
         max(
@@ -199,8 +209,8 @@ def _anything_s(problem: PlanningProblem, cost: CostModel) -> float:
     )
     for tensor in problem.graph.tensors:
         size = figures.tensor_bytes(tensor.name, problem.batch)
-        total += 2 * max((link.transfer_time_s(size) for link in problem.links.values()), default=0)
-    return max(problem.num_microbatches * 4 * total, 1e-12)
+        total += sum(link.transfer_time_s(size) for link in problem.links.values())
+    return max(4 * problem.num_microbatches * len(problem.devices) * total, 1e-12)
 
 
 class _Answer:
@@ -240,6 +250,7 @@ def _solve(model: IntegerModel, limits: SolveLimits, *, presolve: bool) -> _Answ
     solver.parameters.random_seed = limits.seed
     solver.parameters.max_time_in_seconds = max(0.01, limits.remaining_s())
     solver.parameters.cp_model_presolve = presolve
+    solver.parameters.stop_after_first_solution = limits.goal_s == math.inf
     solver.parameters.presolve_inclusion_work_limit = 0  # the part of #5293
     # In a thread of its own, because the call does not return for an interrupt.
     solver.parameters.catch_sigint_signal = False
