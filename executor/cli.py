@@ -63,18 +63,15 @@ def run(  # noqa: PLR0913  (one parameter a flag)
         return
     from executor.inputs import read_tensors
     from executor.outputs import answer_tensors, write_tensors
-    from executor.running import load_plan, model_of
-    from executor.session import Session
-    from planner.inputs import find_sources
+    from executor.running import RunOptions, load_plan, open_session
 
     given = read_tensors(_needed(inputs))
     loaded, path = load_plan(plan)
-    captured = model_of(loaded, model, path)
-    sources = find_sources(loaded, path)
-    with Session(loaded, captured, sources=sources, timeout_s=timeout) as session:
+    options = RunOptions(timeout_s=timeout)
+    with open_session(loaded, path, model, inputs=given, options=options) as session:
         result = session.run(given)
-    if outputs is not None:
-        write_tensors(outputs, answer_tensors(captured, result.outputs))
+        if outputs is not None:
+            write_tensors(outputs, answer_tensors(session.captured, result.outputs))
     _finish(result.report, loaded, report, form)
 
 

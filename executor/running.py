@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from executor.session import DEFAULT_TIMEOUT_S, RunResult, Session
+from executor.session import DEFAULT_TIMEOUT_S, RunResult, Session, StartedRanks
 from planner.inputs import Sources, find_sources
 from planner.planfile import Plan
 from profiler.capture import Captured, capture
@@ -58,10 +58,31 @@ def run(
     """
     options = options or RunOptions()
     loaded, path = load_plan(plan)
-    captured = model_of(loaded, model, path, inputs=inputs)
-    sources = options.sources(loaded, path)
-    with Session(loaded, captured, sources=sources, timeout_s=options.timeout_s) as session:
+    with open_session(loaded, path, model, inputs=inputs, options=options) as session:
         return session.run(inputs)
+
+
+def open_session(
+    plan: Plan,
+    path: Path | None,
+    model: str | nn.Module | Captured | None,
+    *,
+    inputs: Any,
+    options: RunOptions,
+) -> Session:
+    """A session for a plan; its processes start while the model is being captured.
+
+    Raises:
+        StalePlanError, InvalidInputError, RankFailedError: as for :func:`run`.
+    """
+    sources = options.sources(plan, path)
+    started = StartedRanks(plan, timeout_s=options.timeout_s)
+    try:
+        captured = model_of(plan, model, path, inputs=inputs)
+    except BaseException:
+        started.close()
+        raise
+    return Session(plan, captured, sources=sources, started=started)
 
 
 def load_plan(plan: Plan | str | Path) -> tuple[Plan, Path | None]:

@@ -39,6 +39,41 @@ class RunResult:
     report: RunReport
 
 
+class StartedRanks:
+    """Processes that are getting ready (importing torch), and the directory they will read.
+
+    Starting them first and capturing the model meanwhile saves seconds. Handed to a
+    :class:`Session`, which then owns them; otherwise they must be closed.
+    """
+
+    def __init__(self, plan: Plan, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        """Start one process per rank of ``plan``.
+
+        Raises:
+            InvalidInputError: ``timeout_s`` is not above zero.
+        """
+        if timeout_s <= 0:
+            raise InvalidInputError(f"timeout_s must be above zero: {timeout_s}")
+        shared = Path("/dev/shm")
+        base = shared if shared.is_dir() and _fits(shared, plan.inputs.model.weight_bytes) else None
+        self.directory = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=base))
+        try:
+            self.processes = LocalRanks(
+                self.directory,
+                len(plan.spec.ranks),
+                timeout_s=timeout_s,
+                describe=lambda rank: _describe(plan, rank),
+            )
+        except BaseException:
+            shutil.rmtree(self.directory, ignore_errors=True)
+            raise
+
+    def close(self) -> None:
+        """End the processes and remove what was written for them; safe to call twice."""
+        self.processes.stop()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
 class Session:
     """Ranks that stay up between runs; use as a context manager.
 
@@ -52,37 +87,27 @@ class Session:
         captured: Captured,
         *,
         sources: Sources | None = None,
+        started: StartedRanks | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> None:
-        """Check the plan, start its ranks and load their stages.
+        """Check the plan, start its ranks (unless ``started``) and load their stages.
 
         Raises:
             StalePlanError: the plan was made for another model.
             InvalidInputError: the plan breaks a rule or does not fit this machine.
             RankFailedError: a rank could not start.
         """
-        if timeout_s <= 0:
-            raise InvalidInputError(f"timeout_s must be above zero: {timeout_s}")
-        preflight(plan, captured, sources=sources)
-        self.captured = captured
         begun = time.monotonic()
-        shared = Path("/dev/shm")
-        base = shared if shared.is_dir() and _fits(shared, captured) else None
-        self._directory = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=base))
-        self._ranks: LocalRanks | None = None
+        self.captured = captured
+        self._ranks: StartedRanks | None = started
         try:
-            # The ranks' processes import torch while this one writes what they will read.
-            self._ranks = LocalRanks(
-                self._directory,
-                len(plan.spec.ranks),
-                timeout_s=timeout_s,
-                describe=lambda rank: _describe(plan, rank),
-            )
+            preflight(plan, captured, sources=sources)
+            ranks = self._ranks = started or StartedRanks(plan, timeout_s=timeout_s)
             self.schedule = write_bundle(
-                self._directory, plan=plan, captured=captured, threads=rank_threads(plan, sources)
+                ranks.directory, plan=plan, captured=captured, threads=rank_threads(plan, sources)
             )
-            self._ranks.command({"command": "start"})
-            self._started = self._ranks.reports()
+            ranks.processes.command({"command": "start"})
+            self._ready = ranks.processes.reports()
         except BaseException:
             self.close()
             raise
@@ -111,10 +136,11 @@ class Session:
         if self._ranks is None:
             raise InvalidInputError("the session is closed")
         list(self.schedule.steps(prepared.num_items))
-        inputs, outputs = self._directory / "in.safetensors", self._directory / "out.safetensors"
+        directory, processes = self._ranks.directory, self._ranks.processes
+        inputs, outputs = directory / "in.safetensors", directory / "out.safetensors"
         save_file({k: v.cpu().contiguous() for k, v in prepared.tensors.items()}, inputs)
         try:
-            self._ranks.command(
+            processes.command(
                 {
                     "command": "run",
                     "items": prepared.num_items,
@@ -125,14 +151,14 @@ class Session:
                     "boundaries": str(boundaries) if boundaries else None,
                 }
             )
-            ran = self._ranks.reports()
+            ran = processes.reports()
             gathered = _loaded(outputs)
         except BaseException:
             self.close()
             raise
         report = make_report(
             self.schedule,
-            started=self._started,
+            started=self._ready,
             ran=ran,
             num_items=prepared.num_items,
             start_s=self.start_s,
@@ -143,9 +169,8 @@ class Session:
     def close(self) -> None:
         """End the ranks and remove what was written for them; safe to call twice."""
         if self._ranks is not None:
-            self._ranks.stop()
+            self._ranks.close()
             self._ranks = None
-        shutil.rmtree(self._directory, ignore_errors=True)
 
     def __enter__(self) -> Self:
         """The session itself."""
@@ -166,9 +191,9 @@ def _loaded(path: Path) -> Mapping[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in load_file(path).items()}
 
 
-def _fits(shared: Path, captured: Captured) -> bool:
+def _fits(shared: Path, weight_bytes: int) -> bool:
     """Whether shared memory has room for the weights a bundle may hold, several times over."""
-    return shutil.disk_usage(shared).free > 3 * captured.graph.total_weight_bytes + 2**28
+    return shutil.disk_usage(shared).free > 3 * weight_bytes + 2**28
 
 
 def rank_threads(plan: Plan, sources: Sources | None) -> dict[int, int]:

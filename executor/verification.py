@@ -15,7 +15,7 @@ from torch import nn
 from executor.inputs import RunInputs, prepare_inputs
 from executor.reference import Reference, reference
 from executor.report import OutputCheck, RunReport, StageCheck
-from executor.running import RunOptions, load_plan, model_of
+from executor.running import RunOptions, load_plan, open_session
 from executor.session import Session
 from planner.planfile import Plan
 from profiler.bench import example_inputs
@@ -55,14 +55,12 @@ def verify(
     """
     options = options or RunOptions()
     loaded, path = load_plan(plan)
-    captured = model_of(loaded, model, path, inputs=inputs)
-    run = prepare_inputs(captured, inputs) if inputs is not None else _made_up(loaded, captured)
     with (
-        Session(
-            loaded, captured, sources=options.sources(loaded, path), timeout_s=options.timeout_s
-        ) as session,
+        open_session(loaded, path, model, inputs=inputs, options=options) as session,
         tempfile.TemporaryDirectory(prefix="apportion-verify-") as directory,
     ):
+        captured = session.captured
+        run = prepare_inputs(captured, inputs) if inputs is not None else _made_up(loaded, captured)
         result = session.run_prepared(run, boundaries=Path(directory))
         recorded = _joined(Path(directory), captured)
     truth = reference(captured, run, needed=set(recorded))
