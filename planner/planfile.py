@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import Field
 
 from planner.request import Objective, PlanRequest
-from profiler.documents import Document, Estimated, Record, canonical_json, digest
+from profiler.documents import Document, Estimated, Record, digest
 
 INPUT = "input"
 """As a transfer's source: the model's inputs, held by the root rank."""
@@ -242,5 +242,4 @@ class Plan(Document):
 
 def plan_id(inputs: PlanInputs, spec: PlanSpec) -> str:
     """Digest of what the plan was made from and what it decides."""
-    both = {"inputs": inputs.model_dump(mode="json"), "spec": spec.model_dump(mode="json")}
-    return digest(canonical_json(both))
+    return digest(f'{{"inputs":{inputs.canonical()},"spec":{spec.canonical()}}}')

@@ -72,8 +72,12 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     def canonical(self) -> str:
-        """The same text for equal values on every machine: sorted keys, no spaces."""
-        return canonical_json(self.model_dump(mode="json"))
+        """The same text for equal values on every machine: sorted keys, no spaces.
+
+        Fields at their defaults are left out, so that a field that a later release adds does not
+        change the digest of what was written before.
+        """
+        return canonical_json(self.model_dump(mode="json", exclude_defaults=True))
 
     def content_digest(self) -> str:
         """``sha256:`` and 32 hex digits over :meth:`canonical`."""

@@ -3,8 +3,7 @@
 A checkpoint does not always store a parameter as the model holds it: names differ, experts are
 stored one by one. A *recipe* says how to fill a parameter from stored tensors; it is JSON, so it
 travels to ranks, and it is carried out into a tensor allocated once, through views, in bounded
-chunks. (A mapped file counts as resident memory while it is open: keeping it open would make a
-rank look, and under a memory limit be, twice as large as its weights.)
+pieces.
 """
 
 from __future__ import annotations
@@ -16,13 +15,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from profiler.errors import InvalidInputError
-
-CHUNK_BYTES = 32 * 2**20
-"""How much of a file is mapped before it is closed and opened again."""
+from profiler.tensorfile import StoredTensor, read_into, stored_tensors
 
 Recipe = dict[str, Any]
 """``{"file", "key"}``, or ``{"op": "stack" | "concat" | "transpose" | "chunk", "parts": [...]}``
@@ -137,28 +133,21 @@ def fill(target: torch.Tensor, recipe: Recipe, *, name: str) -> None:
 
 
 def _fill_stored(target: torch.Tensor, file: Path, key: str, name: str) -> None:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            shape = list(opened.get_slice(key).get_shape())
-        if shape != list(target.shape):
-            raise InvalidInputError(
-                f"weight {name}: {file.name} holds {key!r} of shape {shape}, the model needs "
-                f"{list(target.shape)}"
-            )
-        if not shape or target.numel() * target.element_size() <= CHUNK_BYTES:
-            with safe_open(file, framework="pt") as opened:
-                target.copy_(opened.get_tensor(key))
-            return
-        row_bytes = max(1, target.numel() * target.element_size() // shape[0])
-        rows = max(1, CHUNK_BYTES // row_bytes)
-        for start in range(0, shape[0], rows):
-            stop = min(shape[0], start + rows)
-            with safe_open(file, framework="pt") as opened:
-                target[start:stop].copy_(opened.get_slice(key)[start:stop])
-    except (SafetensorError, OSError) as error:
+    stored = _stored(file, key, name)
+    if stored.shape != tuple(target.shape):
         raise InvalidInputError(
-            f"weight {name}: cannot read {key!r} from {file}: {error}"
-        ) from error
+            f"weight {name}: {file.name} holds {key!r} of shape {list(stored.shape)}, the model "
+            f"needs {list(target.shape)}"
+        )
+    with torch.no_grad():
+        read_into(stored, target)
+
+
+def _stored(file: Path, key: str, name: str) -> StoredTensor:
+    found = stored_tensors(file).get(key)
+    if found is None:
+        raise InvalidInputError(f"weight {name}: {file} holds no tensor {key!r}")
+    return found
 
 
 def _require_covered(stored: int, needed: int, name: str) -> None:
@@ -174,13 +163,7 @@ def _stored_length(recipe: Recipe, dim: int, name: str) -> int | None:
     """The size of a stored tensor along ``dim``; None for one that is made of others."""
     if recipe.get("op") is not None:
         return None
-    try:
-        with safe_open(Path(recipe["file"]), framework="pt") as opened:
-            return int(opened.get_slice(recipe["key"]).get_shape()[dim])
-    except (SafetensorError, OSError, IndexError) as error:
-        raise InvalidInputError(
-            f"weight {name}: cannot read {recipe['key']!r} from {recipe['file']}: {error}"
-        ) from error
+    return _stored(Path(recipe["file"]), recipe["key"], name).shape[dim]
 
 
 def _copy(source: torch.Tensor, target: torch.Tensor, name: str) -> None:
@@ -198,17 +181,9 @@ def stored_keys(directory: Path) -> dict[str, Path]:
     Raises:
         InvalidInputError: no safetensors file, one that is missing, or a damaged one.
     """
-    found: dict[str, Path] = {}
-    for file in _checkpoint_files(directory):
-        try:
-            with safe_open(file, framework="pt") as opened:
-                for key in opened.keys():  # noqa: SIM118  (not a mapping)
-                    found[key] = file.resolve()
-        except (SafetensorError, OSError) as error:
-            raise InvalidInputError(
-                f"{file} is not a safetensors file, or it is cut short: {error}"
-            ) from error
-    return found
+    return {
+        key: file.resolve() for file in _checkpoint_files(directory) for key in stored_tensors(file)
+    }
 
 
 def _checkpoint_files(directory: Path) -> list[Path]:
