@@ -15,6 +15,7 @@ from functools import lru_cache
 from io import FileIO
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -75,23 +76,31 @@ def _header(file: Path, _modified: int, size: int) -> Mapping[str, StoredTensor]
         if not 2 <= length <= min(size - 8, _LARGEST_HEADER):
             raise ValueError(f"its header would have {length} of {size} bytes")
         entries = json.loads(stream.read(length))
-    found: dict[str, StoredTensor] = {}
-    for name, entry in entries.items():
-        if name == "__metadata__":
-            continue
-        if entry["dtype"] not in _DTYPES:
-            raise InvalidInputError(
-                f"{file}: tensor {name!r} has dtype {entry['dtype']}, which is not supported"
-            )
-        start, end = (8 + length + int(offset) for offset in entry["data_offsets"])
-        dtype = _DTYPES[entry["dtype"]]
-        shape = tuple(int(dim) for dim in entry["shape"])
-        if min(shape, default=0) < 0 or end - start != prod(shape) * DTYPE_BYTES[dtype]:
-            raise ValueError(f"tensor {name!r} of shape {list(shape)} has {end - start} bytes")
-        if not 8 + length <= start <= end <= size:
-            raise ValueError(f"tensor {name!r} ends at byte {end}, the file has {size}")
-        found[name] = StoredTensor(file=file, start=start, shape=shape, dtype=getattr(torch, dtype))
-    return found
+    if not isinstance(entries, dict):
+        raise ValueError("its header is no mapping")
+    return {
+        name: _entry(file, name, entry, base=8 + length, size=size)
+        for name, entry in entries.items()
+        if name != "__metadata__"
+    }
+
+
+def _entry(file: Path, name: str, entry: Any, *, base: int, size: int) -> StoredTensor:
+    dtype = _DTYPES.get(entry["dtype"])
+    if dtype is None:
+        raise InvalidInputError(
+            f"{file}: tensor {name!r} has dtype {entry['dtype']!r}, which is not supported"
+        )
+    shape, (first, last) = entry["shape"], entry["data_offsets"]
+    if not all(type(n) is int and n >= 0 for n in (*shape, first, last)):
+        raise ValueError(f"tensor {name!r} has sizes that are no counts")
+    if last - first != prod(shape) * DTYPE_BYTES[dtype]:
+        raise ValueError(f"tensor {name!r} of shape {shape} has {last - first} bytes")
+    if base + last > size:
+        raise ValueError(f"tensor {name!r} ends at byte {base + last}, the file has {size}")
+    return StoredTensor(
+        file=file, start=base + first, shape=tuple(shape), dtype=getattr(torch, dtype)
+    )
 
 
 def read_into(stored: StoredTensor, target: torch.Tensor) -> None:
