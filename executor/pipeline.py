@@ -27,6 +27,10 @@ Recorder = Callable[[str, Interval | None, torch.Tensor], None]
 """Called with every tensor that a stage computes for others: name, items, value."""
 
 
+ALIGNMENT_BYTES = 64
+"""Where torch's own allocations begin."""
+
+
 @dataclass
 class RankRecord:
     """What a rank measured: seconds of each of its pieces, and when each step ended."""
@@ -247,7 +251,7 @@ class _Run:
         ]
         dim = self.loop.tensors[name].batch_dim
         whole = tensors[0] if len(tensors) == 1 or dim is None else torch.cat(tensors, dim=dim)
-        if name in stage.changes and isinstance(parts[0], Message):
+        if isinstance(parts[0], Message) and (name in stage.changes or _misaligned(whole)):
             whole = whole.clone()  # the caller's tensors stay as they were
         return whole.to(stage.device)
 
@@ -325,3 +329,11 @@ class _Run:
     def _buffer(self, message: Message) -> torch.Tensor:
         tensor = self.loop.tensors[message.tensor]
         return torch.empty(self._shape_of(message), dtype=getattr(torch, tensor.dtype))
+
+
+def _misaligned(tensor: torch.Tensor) -> bool:
+    """Whether kernels would add in another order than on memory of its own.
+
+    Answers to the last bit must not depend on where in a file or a batch an item lies.
+    """
+    return tensor.data_ptr() % ALIGNMENT_BYTES != 0
