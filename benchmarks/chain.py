@@ -44,6 +44,7 @@ def main() -> None:
     records += [
         timed("chain_48x8_s", chain(48, [4, 4], same_links=True), 3 if args.quick else 9),
         timed("chain_96x12_s", chain(96, [1] * 12, same_links=False), 1 if args.quick else 3),
+        timed("chain_96x14_s", chain(96, [1] * 14, same_links=False), 1),
     ]
     if args.instance:
         records += [published(args.instance, count) for count in (1, 2, 4, 8)]
@@ -141,7 +142,8 @@ def chain(num_layers: int, counts: list[int], *, same_links: bool, seed: int = 1
         default_link=DefaultLink(latency_s=1e-4, bytes_per_s=1.25e8, occupancy=0.3),
     )
     seconds = {
-        kind: [t * speed[kind] * rng.uniform(0.8, 1.25) for t in base] for kind in dict.fromkeys(types)
+        kind: [t * speed[kind] * rng.uniform(0.8, 1.25) for t in base]
+        for kind in dict.fromkeys(types)
     }
     return _profile(
         cluster,
@@ -202,9 +204,7 @@ def _profile(
     for kind in dict.fromkeys(types):
         same = tuple(name for name, own in devices.items() if own == kind)
         rows = {
-            f"twin{i}": (
-                Measurement(items=items, median_s=t, spread=0.0, samples=1, peak_bytes=0),
-            )
+            f"twin{i}": (Measurement(items=items, median_s=t, spread=0.0, samples=1, peak_bytes=0),)
             for i, t in enumerate(seconds[kind])
         }
         timings.append(DeviceTimings(measured_on=same[0], devices=same, layers=rows))

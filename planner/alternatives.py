@@ -172,9 +172,11 @@ def _forced(chosen: Chosen, device: str, result: SolverResult) -> Rival:
         why = f"the best plan with a stage on it has a {what} of {theirs} instead of {ours}"
         if theirs == ours:
             why += f" ({slower})"
-    else:
+    elif problem.request.objective is Objective.THROUGHPUT:
         bottleneck = describe_bottleneck(chosen.assignment, chosen.price)
         why = f"a stage on it leaves the {what} at {ours}: {bottleneck}"
+    else:
+        why = f"a stage on it does not bring the {what} below {ours}"
     return Rival(
         name=f"with {device}",
         assignment=result.assignment,

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 
 from planner.request import Objective, Pin, PlanRequest, Split
-from profiler.cluster import Cluster, DefaultLink, Link
+from profiler.cluster import Link
 from profiler.graph import ModelGraph, Tensor, Weight
 from profiler.profile import Profile
 from tests.support.builders import make_cluster, make_graph, make_profile
@@ -66,7 +66,9 @@ def _world(
         bytes_per_s=rng.choice((1e4, 1e6, 1e9)),
         occupancy=rng.choice((0.0, 0.0, 0.5, 1.0)),
     )
-    base = [rng.choice((0.001, 0.01, 0.02, 0.05)) * rng.uniform(0.8, 1.2) for _ in range(num_layers)]
+    base = [
+        rng.choice((0.001, 0.01, 0.02, 0.05)) * rng.uniform(0.8, 1.2) for _ in range(num_layers)
+    ]
     times = {
         "a": base,
         "b": [t * rng.uniform(0.3, 3.0) for t in base],
@@ -83,9 +85,7 @@ def _world(
     microbatch = rng.choice([m for m in (1, 2, 3, 4, 8) if m <= batch])
     pins = []
     if rng.random() < 0.25:
-        pins.append(
-            Pin(layers=f"l{rng.randrange(num_layers)}", device=f"h/{rng.choice(names)}")
-        )
+        pins.append(Pin(layers=f"l{rng.randrange(num_layers)}", device=f"h/{rng.choice(names)}"))
     request = PlanRequest(
         objective=rng.choice((Objective.THROUGHPUT, Objective.LATENCY)),
         batch_size=batch,
@@ -100,20 +100,18 @@ def _world(
 
 
 def _links(rng: random.Random, names: Sequence[str]) -> list[Link]:
-    links = []
-    for a in names:
-        for b in names:
-            if a != b and rng.random() < 0.3:
-                links.append(
-                    Link(
-                        source=f"h/{a}",
-                        target=f"h/{b}",
-                        latency_s=rng.choice((0.0, 1e-3)),
-                        bytes_per_s=rng.choice((3e4, 1e7)),
-                        occupancy=rng.choice((0.0, 0.7)),
-                    )
-                )
-    return links
+    return [
+        Link(
+            source=f"h/{a}",
+            target=f"h/{b}",
+            latency_s=rng.choice((0.0, 1e-3)),
+            bytes_per_s=rng.choice((3e4, 1e7)),
+            occupancy=rng.choice((0.0, 0.7)),
+        )
+        for a in names
+        for b in names
+        if a != b and rng.random() < 0.3
+    ]
 
 
 def _vary(rng: random.Random, graph: ModelGraph) -> ModelGraph:
@@ -150,11 +148,3 @@ def _vary(rng: random.Random, graph: ModelGraph) -> ModelGraph:
         },
         strict=False,
     )
-
-
-def with_cluster(profile: Profile, **changes: object) -> Cluster:
-    """The profile's cluster with other fields."""
-    return profile.cluster.model_copy(update=changes)
-
-
-__all__ = ["DefaultLink", "World", "random_branching", "random_chain", "with_cluster"]
