@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import threading
 import time
@@ -11,8 +12,9 @@ from planner.cost import CostModel
 from planner.problem import PlanningProblem
 from planner.request import Objective, Pin, PlanRequest, Split
 from planner.solvers.base import SolveLimits, SolverResult, SolveStatus
-from planner.solvers.cp_sat import LARGEST_SUM, CpSatSolver, _Search
+from planner.solvers.cp_sat import LARGEST_SUM, CpSatSolver, _Search, _solve
 from planner.solvers.greedy import GreedySolver
+from planner.solvers.integer_model import IntegerModel
 from profiler.graph import ModelGraph
 from profiler.profile import Profile
 from tests.support.builders import make_cluster, make_graph, make_profile
@@ -134,12 +136,20 @@ def test_sums_stay_within_what_the_solver_handles() -> None:
 
 
 def test_an_interrupt_reaches_the_caller() -> None:
-    edges = [(a, b) for a in range(60) for b in range(a + 1, min(60, a + 4))]
-    problem = problem_of(profile_of(make_graph(edges, 60), "abcdef"), objective=Objective.LATENCY)
+    # A market split problem: 5 sums of 50 numbers to be met at once takes hours.
+    rng = random.Random(1)
+    model = IntegerModel()
+    model.objective = model.integer(10**6)
+    choices = [model.boolean() for _ in range(50)]
+    for _ in range(5):
+        row = [(rng.randrange(100), x) for x in choices]
+        half = sum(c for c, _ in row) // 2
+        model.at_most([*row, (-1, model.objective)], half)
+        model.at_most([*((-c, x) for c, x in row), (-1, model.objective)], -half)
     timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
     start = time.monotonic()
+    timer.start()
     with pytest.raises(KeyboardInterrupt):
-        solve(problem, seconds=60.0)
+        _solve(model, SolveLimits(deadline=start + 60.0), presolve=True)
     assert time.monotonic() - start < 10.0
     timer.join()
