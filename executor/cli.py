@@ -11,7 +11,7 @@ import typer
 
 from profiler.console import Format, commands, note, write_json, write_result
 from profiler.documents import require_writable
-from profiler.errors import ApportionError
+from profiler.errors import ApportionError, InvalidInputError
 
 if TYPE_CHECKING:
     from executor.report import RunReport
@@ -85,26 +85,28 @@ def _run_as_rank(  # noqa: PLR0913  (what the command was given)
     environment: Any,
 ) -> None:
     """One of torchrun's processes: rank 0 prepares and gathers, the others take part."""
-    from executor.inputs import prepare_inputs, read_tensors
-    from executor.outputs import answer_leaves, answer_tensors, write_tensors
-    from executor.preflight import preflight
-    from executor.report import make_report
-    from executor.running import load_plan, model_of
-    from executor.schedule import Schedule
-    from executor.session import rank_threads
     from executor.torchrun import World, require_world
-    from planner.inputs import find_sources
+    from planner.planfile import Plan
 
-    loaded, path = load_plan(plan_path)
+    loaded = Plan.load(plan_path)
     require_world(loaded, environment)
     world = World(loaded, environment, timeout_s=timeout)
     if environment.rank != 0:
         world.follow()
         return
+    from executor.inputs import prepare_inputs, read_tensors
+    from executor.outputs import answer_leaves, answer_tensors, write_tensors
+    from executor.preflight import preflight
+    from executor.report import make_report
+    from executor.running import model_of
+    from executor.schedule import Schedule
+    from executor.session import rank_threads
+    from planner.inputs import find_sources
+
     try:
         given = read_tensors(_needed(inputs))
-        captured = model_of(loaded, model, path)
-        sources = find_sources(loaded, path)
+        captured = model_of(loaded, model, plan_path)
+        sources = find_sources(loaded, plan_path)
         preflight(loaded, captured, sources=sources, here_only=False)
         prepared = prepare_inputs(captured, given)
         list(Schedule(loaded, captured.graph).steps(prepared.num_items))
@@ -161,7 +163,7 @@ def verify(
 
 def _needed(inputs: Path | None) -> Path:
     if inputs is None:
-        raise typer.BadParameter("give the inputs: --inputs FILE")
+        raise InvalidInputError("give the inputs: --inputs FILE (.npz or .safetensors)")
     return inputs
 
 

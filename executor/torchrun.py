@@ -16,19 +16,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
-from executor.bundle import write_bundle
 from executor.distribute import WEIGHTS_FILE
-from executor.inputs import RunInputs
 from executor.rank import RankOptions, serve
 from executor.stores import below, put_bytes, tcp_store
 from planner.planfile import Plan
 from profiler import errors
-from profiler.capture import Captured
 from profiler.errors import ApportionError, InvalidInputError, RankFailedError, StalePlanError
+
+if TYPE_CHECKING:
+    from executor.inputs import RunInputs
+    from profiler.capture import Captured
 
 Message = dict[str, Any]
 
@@ -155,6 +156,9 @@ class World:
     ) -> tuple[dict[str, Any], list[Message], list[Message]]:
         """Be rank 0: give every rank its part, run, and gather answers and reports."""
         from safetensors.torch import load_file, save_file
+
+        # Only rank 0 captures the model: the others stay without what that loads.
+        from executor.bundle import write_bundle
 
         with _directory() as directory:
             write_bundle(
