@@ -56,11 +56,11 @@ def run(  # noqa: PLR0913  (one parameter a flag)
     """
     from executor.torchrun import Environment
 
-    _require_outputs(outputs, report)
     environment = Environment.read()
     if environment is not None:
         _run_as_rank(plan, inputs, outputs, report, model, timeout, environment)
         return
+    _require_outputs(outputs, report)
     from executor.inputs import read_tensors
     from executor.outputs import answer_tensors, write_tensors
     from executor.running import RunOptions, load_plan, open_session
@@ -104,6 +104,7 @@ def _run_as_rank(  # noqa: PLR0913  (what the command was given)
     from planner.inputs import find_sources
 
     try:
+        _require_outputs(outputs, report)
         given = read_tensors(_needed(inputs))
         captured = model_of(loaded, model, plan_path)
         sources = find_sources(loaded, plan_path)
