@@ -14,7 +14,7 @@ from planner.planfile import Alternative, IdleDevice
 from planner.problem import PlanningProblem
 from planner.request import Objective, Split
 from planner.rules import RuleOutcome, apply_rules
-from planner.solvers.base import TOLERANCE, Assignment, SolverResult
+from planner.solvers.base import TOLERANCE, Assignment, SolverResult, SolveStatus
 from profiler.units import format_bytes, format_seconds
 
 Resolve = Callable[[PlanningProblem], SolverResult]
@@ -169,7 +169,8 @@ def _forced(chosen: Chosen, device: str, result: SolverResult) -> Rival:
     what = "period" if problem.request.objective is Objective.THROUGHPUT else "latency"
     slower = _slower(objective_s, chosen)
     if slower:
-        why = f"the best plan with a stage on it has a {what} of {theirs} instead of {ours}"
+        proof = "" if result.status is SolveStatus.OPTIMAL else " found"
+        why = f"the best plan{proof} with a stage on it has a {what} of {theirs} instead of {ours}"
         if theirs == ours:
             why += f" ({slower})"
     elif problem.request.objective is Objective.THROUGHPUT:
@@ -209,7 +210,7 @@ def _cheapest_way_in(problem: PlanningProblem, chosen: Chosen, device: str) -> s
     """What it costs at least to bring the smallest microbatch of any tensor to ``device``."""
     symbols = problem.graph.symbols_at(problem.microbatch)
     size = min(tensor.num_bytes(symbols) for tensor in problem.graph.tensors)
-    links = [link for (_, target), link in problem.links.items() if target == device]
+    links = [problem.links[end, device] for end in problem.cluster.device if end != device]
     seconds = min(link.transfer_time_s(size) for link in links)
     share = problem.num_microbatches * seconds / chosen.objective_s if chosen.objective_s else 0.0
     return (

@@ -33,9 +33,9 @@ from planner.planfile import (
     SearchRecord,
     plan_id,
 )
+from planner.portfolio import solve
 from planner.problem import PlanningProblem
 from planner.request import PlanRequest
-from planner.solvers import choose_solver
 from planner.solvers.base import TOLERANCE, SolveLimits, SolverResult, SolveStatus
 from planner.warnings import plan_warnings
 from profiler.cluster import Cluster
@@ -74,10 +74,11 @@ def plan(
     search.run()
     if search.best is None:
         raise _failure(search)
+    idle, forced = idle_rivals(search.best, search.resolve)
+    if search.adopt(forced):  # possible only where nothing was proved
+        idle, forced = idle_rivals(search.best, search.resolve)
     chosen, result = search.best, search.results[search.best.problem.microbatch]
-    rivals = rule_rivals(search.costs, chosen)
-    rivals += split_rivals(chosen, search.resolve)
-    idle, forced = idle_rivals(chosen, search.resolve)
+    rivals = rule_rivals(search.costs, chosen) + split_rivals(chosen, search.resolve)
     spec = lower(chosen.problem, chosen.assignment, chosen.price)
     inputs = PlanInputs(
         model=ModelInput(
@@ -139,7 +140,7 @@ class _Search:
     best: Chosen | None = None
     results: dict[int, SolverResult] = field(default_factory=dict)
     costs: list[CostModel] = field(default_factory=list)
-    solver_name: str = ""
+    solver_names: dict[str, None] = field(default_factory=dict)
     candidates: int = 0
     evidence_deadline: float = 0.0
 
@@ -166,16 +167,32 @@ class _Search:
     def resolve(self, problem: PlanningProblem) -> SolverResult:
         """A variant of the chosen problem, in a part of the time that is left."""
         now = time.monotonic()
-        solver = choose_solver(problem, name=self.request.solver)
-        return solver.solve(
+        return solve(
             problem,
             cost=CostModel(problem),
+            name=self.request.solver,
             limits=SolveLimits(
                 deadline=now + max(0.2, (self.evidence_deadline - now) / 3),
                 workers=self.request.limits.workers,
                 seed=self.request.limits.seed,
             ),
-        )
+        )[1]
+
+    def adopt(self, rivals: Sequence[Rival]) -> bool:
+        """Make the best of ``rivals`` the plan; whether it is better than the present one."""
+        assert self.best is not None
+        present = self.best
+        for rival in rivals:
+            if rival.assignment is None or rival.objective_s is None:
+                continue
+            if rival.objective_s < self.best.objective_s * (1 - TOLERANCE):
+                self.best = Chosen(
+                    problem=present.problem,
+                    assignment=rival.assignment,
+                    price=CostModel(present.problem).evaluate(rival.assignment),
+                    objective_s=rival.objective_s,
+                )
+        return self.best is not present
 
     @property
     def bound_s(self) -> float:
@@ -190,6 +207,11 @@ class _Search:
                     known = objective_bound_s(cost.problem, cost.figures)
                 bounds.append(known)
         return min(bounds)
+
+    @property
+    def solver_name(self) -> str:
+        """The solvers that were used, in the order of their first use."""
+        return ", ".join(dict.fromkeys(n for names in self.solver_names for n in names.split(", ")))
 
     @property
     def gap(self) -> float:
@@ -220,12 +242,11 @@ class _Search:
 
     def _solve(self, cost: CostModel, deadline: float) -> None:
         problem = cost.problem
-        solver = choose_solver(problem, name=self.request.solver)
-        self.solver_name = solver.name
         cutoff = None if self.best is None else self.best.objective_s * (1 + TOLERANCE)
-        result = solver.solve(
+        name, result = solve(
             problem,
             cost=cost,
+            name=self.request.solver,
             limits=SolveLimits(
                 deadline=deadline,
                 workers=self.request.limits.workers,
@@ -234,6 +255,7 @@ class _Search:
             ),
         )
         self.results[problem.microbatch] = result
+        self.solver_names[name] = None
         self.candidates += result.candidates
         if result.assignment is None or result.objective_s is None:
             return

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -128,9 +128,18 @@ class PlanningProblem:
 
     @cached_property
     def links(self) -> Mapping[tuple[str, str], Link]:
-        """The link of each ordered pair of different devices, of those in use and the root."""
-        ends = dict.fromkeys((self.cluster.root, *self.devices))
-        return {(a, b): self.cluster.link(a, b) for a in ends for b in ends if a != b}
+        """The link of each ordered pair of devices, looked up when first asked for."""
+        return _Links(self.cluster)
+
+    def kinds_of_link(self) -> Iterator[tuple[tuple[str, str], Link]]:
+        """One pair of devices, with its link, for each ordered pair of classes and the root."""
+        ends = [(self.cluster.root,), *self.classes]
+        for a, senders in enumerate(ends):
+            for b, receivers in enumerate(ends):
+                source = senders[0]
+                target = receivers[-1] if a == b else receivers[0]
+                if source != target:
+                    yield (source, target), self.links[source, target]
 
     def wire(self, source: str, target: str) -> str:
         """Name of the wire between two devices: links with equal ``shares`` are one."""
@@ -174,14 +183,24 @@ class PlanningProblem:
             and self.reserve_bytes(one) == self.reserve_bytes(other)
             and (timings is same or timings.layers == same.layers)
             and all((one in here) == (other in here) for here in self.allowed)
-            and self._same_link((one, other), (other, one))
-            and all(
-                self._same_link((one, third), (other, third))
-                and self._same_link((third, one), (third, other))
-                for third in dict.fromkeys((self.cluster.root, *self.devices))
-                if third not in (one, other)
-            )
+            and self._same_links(one, other)
         )
+
+    def _same_links(self, one: str, other: str) -> bool:
+        named, host = self._named_in_links, self.cluster.host_of
+        homes = {host[one].name, host[other].name}
+        if not named & {one, other} and (len(homes) == 1 or not named & homes):
+            return True  # whatever holds for one is said of its host, or of nobody
+        return self._same_link((one, other), (other, one)) and all(
+            self._same_link((one, third), (other, third))
+            and self._same_link((third, one), (third, other))
+            for third in dict.fromkeys((self.cluster.root, *self.devices))
+            if third not in (one, other)
+        )
+
+    @cached_property
+    def _named_in_links(self) -> frozenset[str]:
+        return frozenset(end for link in self.cluster.links for end in (link.source, link.target))
 
     def _same_link(self, pair: tuple[str, str], exchanged: tuple[str, str]) -> bool:
         a, b = self.links[pair], self.links[exchanged]
@@ -191,6 +210,18 @@ class PlanningProblem:
             b.occupancy,
             b.shares,
         )
+
+
+class _Links(dict[tuple[str, str], Link]):
+    """Links by ordered pair of devices; thousands of devices have millions of pairs."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        super().__init__()
+        self._cluster = cluster
+
+    def __missing__(self, pair: tuple[str, str]) -> Link:
+        self[pair] = self._cluster.link(*pair)
+        return self[pair]
 
 
 def needs_whole_batch(graph: ModelGraph, layer: int) -> bool:

@@ -8,6 +8,7 @@ that relay what passes through; on a branching model it is a part, and nothing i
 from __future__ import annotations
 
 from contextlib import suppress
+from math import prod
 from typing import ClassVar
 
 from planner.bounds import period_bound_s
@@ -27,8 +28,8 @@ from planner.solvers.chain_latency import LatencySearch
 from planner.solvers.chain_period import PeriodSearch
 from planner.solvers.chain_tables import ChainTables, Progress, Step
 
-MAX_STATES = 60_000
-"""More sets of used devices than this are not enumerated."""
+MAX_ENTRIES = 10**8
+"""Sets of used devices, times last devices, times layers, that are tabulated (8 bytes each)."""
 
 MAX_TRIALS = 200
 """Trial periods of one solve; a bound is left if they do not suffice."""
@@ -52,11 +53,13 @@ class ChainSolver:
 
     def too_large(self, problem: PlanningProblem) -> str | None:
         """Why the devices are too many to enumerate, or None."""
-        states = 1
-        for members in problem.classes:
-            states *= len(members) + 1
-        if states > MAX_STATES:
-            return f"{states} sets of devices are too many (at most {MAX_STATES})"
+        states = prod(len(members) + 1 for members in problem.classes)
+        entries = states * len(problem.classes) * problem.num_layers
+        if entries > MAX_ENTRIES:
+            return (
+                f"{states} sets of devices times {problem.num_layers} layers are too many "
+                f"({entries:.1e} entries; at most {MAX_ENTRIES:.1e})"
+            )
         return None
 
     def solve(

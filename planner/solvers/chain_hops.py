@@ -75,7 +75,7 @@ class _Builder:
             problem.graph.tensor[name].batch_dim is None for cut in self.cuts for name in cut
         )
         self.root = problem.class_of.get(problem.cluster.root, -1)
-        self.serial = any(link.occupancy > 0 for link in problem.links.values())
+        self.serial = any(link.occupancy > 0 for _, link in problem.kinds_of_link())
         self._rows: dict[tuple[int, int, int, bool], Floats] = {}
 
     def build(self) -> Hops:

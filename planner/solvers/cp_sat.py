@@ -37,8 +37,8 @@ from planner.solvers.slots import Slots
 from planner.solvers.stage_graphs import StageGraphs
 from planner.solvers.stage_times import StageTimes
 
-MAX_PLACES = 60_000
-"""Layers times devices; beyond it the model takes too long to build."""
+MAX_CLAUSES = 3e6
+"""Rough size of a model; beyond it building takes longer than is worth it."""
 
 LARGEST_SUM = 2**31 - 1
 """With presolve, 0-1 variables of one inequality must not add up to more: OR-Tools 9.15 keeps such
@@ -57,9 +57,11 @@ class CpSatSolver:
 
     def rejects(self, problem: PlanningProblem) -> str | None:
         """Why this solver cannot take ``problem``, or None."""
-        places = problem.num_layers * len(problem.devices)
-        if places > MAX_PLACES:
-            return f"{places} places for layers are too many (at most {MAX_PLACES})"
+        slots = min(len(problem.devices), problem.max_stages)
+        graph = problem.graph
+        size = slots**3 / 3 + slots**2 * (graph.digraph.number_of_edges() + len(graph.tensors))
+        if size > MAX_CLAUSES:
+            return f"about {size:.1e} clauses are too many (at most {MAX_CLAUSES:.0e})"
         return None
 
     def solve(
@@ -209,7 +211,9 @@ def _anything_s(problem: PlanningProblem, cost: CostModel) -> float:
     )
     for tensor in problem.graph.tensors:
         size = figures.tensor_bytes(tensor.name, problem.batch)
-        total += sum(link.transfer_time_s(size) for link in problem.links.values())
+        total += len(problem.devices) * max(
+            (link.transfer_time_s(size) for _, link in problem.kinds_of_link()), default=0.0
+        )
     return max(4 * problem.num_microbatches * len(problem.devices) * total, 1e-12)
 
 

@@ -60,7 +60,8 @@ class GreedySolver:
             if best.assignment is None or limits.expired:
                 break
             for stages in _changes(problem, best.assignment.stages):
-                _keep(problem, cost, stages, best)
+                if not limits.expired:
+                    _keep(problem, cost, stages, best)
             if not best.objective_s < before:
                 break
         return SolverResult(
@@ -103,12 +104,12 @@ def _balanced(
 ) -> Iterator[list[int]]:
     """Layer counts in ``order`` such that the busiest device computes least, for every number of
     devices used."""
-    for used in range(1, min(len(order), problem.max_stages) + 1):
-        devices = order[:used]
-        times = [
-            [cost.figures.time_s(i, device, problem.microbatch) for i in range(problem.num_layers)]
-            for device in devices
-        ]
+    every = [
+        [cost.figures.time_s(i, device, problem.microbatch) for i in range(problem.num_layers)]
+        for device in order
+    ]
+    for used in range(1, min(len(order), problem.max_stages, problem.num_layers) + 1):
+        times = every[:used]
         low, high = 0.0, max(sum(row) for row in times)
         counts = None
         for _ in range(30):

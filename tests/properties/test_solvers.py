@@ -68,8 +68,8 @@ def test_the_chain_solver_equals_brute_force() -> None:
             wrong.append((number, one, other))
     assert wrong == []
     proved = sum(n for (_, status), n in statuses.items() if status != SolveStatus.FEASIBLE)
-    # Latency with several microbatches and several ways in has a bound only, rarely.
-    assert proved >= 0.97 * CHAINS
+    # A bound only, rarely: wires that pairs share; latency with several ways in.
+    assert proved >= 0.93 * CHAINS
     assert {objective for objective, _ in statuses} == {"throughput", "latency"}
 
 

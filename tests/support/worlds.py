@@ -100,6 +100,15 @@ def _world(
 
 
 def _links(rng: random.Random, names: Sequence[str]) -> list[Link]:
+    """Some links of their own; one time in ten, all on one wire."""
+    if rng.random() < 0.1:
+        shape = {"latency_s": 1e-3, "bytes_per_s": rng.choice((3e4, 1e6)), "occupancy": 0.3}
+        return [
+            Link(source=f"h/{a}", target=f"h/{b}", shares="air", **shape)
+            for a in names
+            for b in names
+            if a != b
+        ]
     return [
         Link(
             source=f"h/{a}",
