@@ -25,6 +25,7 @@ from planner.request import Objective
 from profiler.units import bytes_unit, format_bytes, format_seconds, seconds_unit
 
 WIDTH = 100
+MAX_LAYER_LINES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,8 +145,8 @@ def layers_text(layers: Sequence[str], width: int) -> str:
     if len(text) <= width or not layers:
         return _cut(text, width)
     last = _cut(layers[-1], width // 2)
-    first = ""
-    for layer in layers[:-1]:
+    first = _cut(layers[0], max(4, width - len(last) - 7)) + ", "
+    for layer in layers[1:-1]:
         if len(first) + len(layer) + len(last) + 7 > width:
             break
         first += layer + ", "
@@ -286,8 +287,15 @@ def _stage_lines(stage: StageShown, corner: str, side: str, root_rank: int) -> I
         shares = " + ".join(str(x.items) for x in stage.ranks[:6])
         dots = " + ..." if len(stage.ranks) > 6 else ""
         on = f"{count(len(stage.ranks), 'rank')}, items {shares}{dots}{notes}"
-    room = WIDTH - len(label) - 2 - max(len(on), 34)
-    yield f"{label}{layers_text(stage.layers, max(room, 12)):<{max(room, 12)}}  {on}"
+    room = max(12, WIDTH - len(label) - 2 - max(len(on), 34))
+    names = ", ".join(stage.layers)
+    yield f"{label}{names if len(names) <= room else '':<{room}}  {on}"
+    if len(names) > room:
+        # Too long for the line: below it, and cut only when it is very long.
+        start = f"  {side}     "
+        lines = textwrap.wrap(names, WIDTH - len(start), break_on_hyphens=False)
+        shown = lines if len(lines) <= MAX_LAYER_LINES else [*lines[: MAX_LAYER_LINES - 1], "..."]
+        yield from (start + line for line in shown)
     if len(stage.ranks) > 1:
         for x in stage.ranks:
             yield (
