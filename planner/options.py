@@ -18,6 +18,8 @@ from planner.problem import PlanningProblem
 
 MAX_WORK = 1e9
 """Rough number of (devices used, stage, next stage, cut) combinations that a solver may face."""
+MAX_UNITS = 256
+"""Larger microbatches are shared in as many equal units, not item by item."""
 MAX_SHARES = 3
 """Ways to share a microbatch among one group of devices."""
 
@@ -132,23 +134,21 @@ class _Runs:
         for i in cuttable:
             kinds.setdefault(problem.graph.layers[i].twin, []).append(i)
         first = [members[0] for members in problem.classes]
-        items = range(1, problem.microbatch + 1)
+        self.items = problem.microbatch
+        self.unit = -(-self.items // MAX_UNITS)
+        items = [min(n, self.items) for n in range(self.unit, self.items + self.unit, self.unit)]
         each = {
             twin: [[figures.time_s(run[0], device, n) for n in items] for device in first]
             for twin, run in kinds.items()
         }
         whole = [
-            [
-                sum(len(kinds[twin]) * each[twin][c][n] for twin in kinds)
-                for n in range(problem.microbatch)
-            ]
+            [sum(len(kinds[twin]) * each[twin][c][n] for twin in kinds) for n in range(len(items))]
             for c in range(len(first))
         ]
         # The kinds that weigh most first, so that the limit on shares drops the least.
         weight = {twin: len(kinds[twin]) * sum(t[-1] for t in each[twin]) for twin in kinds}
         order = sorted(kinds, key=lambda twin: (-weight[twin], twin))
         self.tables = [whole, *(each[twin] for twin in order)] if kinds else []
-        self.items = problem.microbatch
 
     def shares(self, classes: Sequence[int]) -> list[tuple[int, ...]]:
         """Different ways to share a microbatch, each the best for some run; none is empty."""
@@ -156,12 +156,18 @@ class _Runs:
             return []
         found: list[tuple[int, ...]] = []
         for table in self.tables[: 4 * MAX_SHARES]:
-            shares = balance([table[c] for c in classes], self.items)
+            shares = self._in_items(balance([table[c] for c in classes], len(table[0])))
             if min(shares) > 0 and shares not in found:
                 found.append(shares)
                 if len(found) == MAX_SHARES:
                     break
         return found
+
+    def _in_items(self, units: tuple[int, ...]) -> tuple[int, ...]:
+        """Items for shares in units; the last unit is not full, which the largest share bears."""
+        shares = [n * self.unit for n in units]
+        shares[units.index(max(units))] -= sum(shares) - self.items
+        return tuple(shares)
 
 
 def balance(times: Sequence[Sequence[float]], items: int) -> tuple[int, ...]:

@@ -59,3 +59,11 @@ def test_options_are_placed_on_different_devices() -> None:
     problem, found = options(dict.fromkeys("abcd", "fast"))
     single = next(o for o in found.options if not o.is_group and o.members[0][0] == 1)
     assert place(problem, [single, single, single]) == [("h/b",), ("h/c",), ("h/d",)]
+
+
+def test_a_huge_microbatch_is_shared_in_units() -> None:
+    _, found = options({"a": "fast", "b": "slow"}, microbatch=10**9 + 7)
+    group = next(o for o in found.options if o.is_group)
+    shares = [share for _, share in group.members]
+    assert sum(shares) == 10**9 + 7
+    assert abs(shares[0] - 3 * shares[1]) < 10**9 / 50
