@@ -130,6 +130,7 @@ def _least_period(
     progress.bound_s = period_bound_s(tables.problem, tables.figures)
     trial = ENDLESS_S if limits.cutoff_s is None else limits.cutoff_s
     true = True  # the programme's value of the last plan is its true one
+    asked = False
     for _ in range(MAX_TRIALS):
         steps = search.reach(trial, limits, progress)
         if steps is None:
@@ -147,10 +148,10 @@ def _least_period(
         # is no exact value to prove: stop when the bound is known well enough.
         if low >= high or (not true and high - low < 1e-7 * high):
             return
-        # Halve while the interval is wide, then ask for the proof at once.
+        # Halve while the interval is wide; then ask for the proof at once, every other time.
         middle = (low * high) ** 0.5 if low > 0 else high / 2
-        close = steps is not None and true and high - low < 0.02 * high
-        trial = high if close or not low < middle < high else middle
+        asked = true and not asked and high - low < 0.02 * high
+        trial = high if asked or not low < middle < high else middle
 
 
 def _space(problem: PlanningProblem, options: OptionSet) -> str:
