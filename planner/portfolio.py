@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from planner.cost import CostModel
@@ -25,7 +26,8 @@ def solve(
     result = solver.solve(problem, cost=cost, limits=limits)
     if name is not None or solver.name != "chain" or result.objective_s is None:
         return solver.name, result
-    open_gap = result.status is SolveStatus.FEASIBLE or _better_direct(problem, cost, result)
+    useful = min(result.objective_s, limits.cutoff_s or result.objective_s) * (1 - TOLERANCE)
+    open_gap = (result.bound_s or 0.0) < useful or _direct_s(problem, cost, result) < useful
     second = load_solver("cp_sat")
     good_enough = result.objective_s <= limits.goal_s
     if not open_gap or good_enough or limits.expired or second.rejects(problem) is not None:
@@ -39,13 +41,11 @@ def solve(
     return f"{solver.name}, {second.name}", _joined(problem, cost, result, other)
 
 
-def _better_direct(problem: PlanningProblem, cost: CostModel, result: SolverResult) -> bool:
-    """Whether the plan gets better when tensors go straight to where they are read."""
+def _direct_s(problem: PlanningProblem, cost: CostModel, result: SolverResult) -> float:
+    """The objective of the plan when tensors go straight to where they are read."""
     assert result.assignment is not None
-    assert result.objective_s is not None
-    direct = cost.evaluate(replace(result.assignment, routing=Routing.DIRECT))
-    objective = direct.objective_s(problem.request.objective)
-    return direct.fits and objective < result.objective_s * (1 - TOLERANCE)
+    price = cost.evaluate(replace(result.assignment, routing=Routing.DIRECT))
+    return price.objective_s(problem.request.objective) if price.fits else math.inf
 
 
 def _joined(
@@ -58,6 +58,8 @@ def _joined(
     bound = other.bound_s if other.bound_s is not None else one.bound_s
     if _same_space(problem, cost):
         space, bound = one.space, max(one.bound_s, bound)
+    elif best is one:
+        space, bound = one.space, one.bound_s
     else:
         space, bound = f"{one.space}; or {other.space}", min(one.bound_s, bound)
     bound = min(bound, best.objective_s)
