@@ -2,7 +2,7 @@
 
 While a piece is computed, the next ones are being received and the last ones sent: transfers run in
 the transport's own threads. The root rank also feeds the inputs and collects the answers; both are
-started a whole step ahead, so its own computing holds nobody up.
+started so many steps ahead that every stage can have a piece, so its own computing holds nobody up.
 """
 
 from __future__ import annotations
@@ -156,22 +156,25 @@ class _Run:
         work = [self.schedule.step(self.loop.rank, items) for items in steps]
         ahead = self._arrivals(work)
         waiting: deque[_Arriving] = deque()
-        self._serve(work, 0)
+        steps_ahead = self.schedule.steps_ahead
+        for index in range(steps_ahead):
+            self._serve(work, index)
         for index, step in enumerate(work):
-            self._serve(work, index + 1)
+            self._serve(work, index + steps_ahead)
             for _ in step.pieces:
                 while len(waiting) < self.loop.depth and (arriving := next(ahead, None)):
                     waiting.append(arriving)
                 self._piece(waiting.popleft())
             self.record.step_ends_s.append(time.perf_counter())
-            self._settle(steps=2)
-        self._settle(steps=0)
+            # As many may be under way behind this step as ahead of it, and no more.
+            self._settle(at_most=2 * steps_ahead)
+        self._settle(at_most=0)
         self._finish(self.sending, at_most=0)
 
-    def _settle(self, *, steps: int) -> None:
-        """Wait until inputs and answers of no more than the last ``steps`` steps are under way."""
-        self._finish(self.feeding, at_most=steps)
-        while len(self.collecting) > steps:
+    def _settle(self, *, at_most: int) -> None:
+        """Wait until inputs and answers of no more than ``at_most`` steps are under way."""
+        self._finish(self.feeding, at_most=at_most)
+        while len(self.collecting) > at_most:
             for one in self.collecting.popleft():
                 part = self.transport.finish(one)
                 low, high = one.message.items or (0, 0)
@@ -185,7 +188,7 @@ class _Run:
     # --- the root's own duties ---------------------------------------------------------------
 
     def _serve(self, work: list[StepWork], index: int) -> None:
-        """Start feeding and collecting a step; the root does so one step ahead of computing."""
+        """Start feeding and collecting a step; only the root has any of that."""
         if index >= len(work):
             return
         step = work[index]

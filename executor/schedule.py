@@ -122,6 +122,20 @@ class Schedule:
         """Whether some stage must see a whole batch at once."""
         return any(stage.whole_batch for stage in self.stages.values())
 
+    @cached_property
+    def steps_ahead(self) -> int:
+        """How many steps ahead the root feeds and collects, so that no stage lacks a piece.
+
+        As many as give the longest pipeline a piece for every stage and one on its way to each end.
+        """
+        needed = 1
+        for pipeline in self.plan.spec.pipelines:
+            pieces = 1
+            if not any(stage.whole_batch for stage in pipeline.stages):
+                pieces = -(-pipeline.items // self.microbatch_size)
+            needed = max(needed, -(-(len(pipeline.stages) + 2) // max(1, pieces)))
+        return needed
+
     def role(self, rank: int) -> StageRole | None:
         """What a rank runs; None for a rank that only feeds and gathers."""
         where = self.stage_of.get(rank)
