@@ -25,6 +25,7 @@ from executor.schedule import Interval, Schedule
 from executor.stage import RankBundle, load_stage
 from executor.stores import Store, join_group
 from executor.transport import Transport
+from profiler.allocator import keep_freed_memory
 
 __all__ = ["Control", "RankOptions", "serve"]
 
@@ -58,6 +59,7 @@ def serve(options: RankOptions, control: Control) -> None:
         ApportionError: the stage cannot be built, a transfer or an operator failed.
     """
     started = time.monotonic()
+    keep_freed_memory()
     bundle = RankBundle.read(options.directory, options.rank)
     torch.set_num_threads(bundle.threads.get(options.rank, 1))
     torch.set_grad_enabled(False)
@@ -134,8 +136,9 @@ def _device(bundle: RankBundle, rank: int) -> torch.device:
 def _weight_bytes(stage: Any) -> int:
     if stage is None:
         return 0
-    seen = {b.untyped_storage().data_ptr(): b for b in stage.module.buffers()}
-    return sum(b.untyped_storage().nbytes() for b in seen.values())
+    held = [*stage.module.parameters(), *stage.module.buffers()]
+    seen = {tensor.untyped_storage().data_ptr(): tensor for tensor in held}
+    return sum(tensor.untyped_storage().nbytes() for tensor in seen.values())
 
 
 def resident_bytes() -> int:

@@ -37,7 +37,10 @@ def build_stage(
         values[name] = graph.placeholder(name)
     for position, port in enumerate(stage.weights):
         attribute = f"weight_{position}"
-        root.register_buffer(attribute, weight(port), persistent=False)
+        if port.trainable:
+            root.register_parameter(attribute, nn.Parameter(weight(port)))
+        else:
+            root.register_buffer(attribute, weight(port), persistent=False)
         values[port.name] = graph.get_attr(attribute)
     for name, nested in stage.graphs.items():
         attribute = f"graph_{name}"

@@ -141,6 +141,7 @@ class _Encoder:
                     shape=tuple(int(s) for s in value.shape),
                     dtype=_dtype(value.dtype),
                     constant=constant,
+                    trainable=value.requires_grad,
                 )
             )
         return inputs, weights, constants

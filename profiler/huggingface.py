@@ -127,7 +127,7 @@ def _parameters_on_meta() -> Iterator[None]:
 
     def register_on_meta(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
         if param is not None and param.device.type != "meta":
-            param = nn.Parameter(param.to("meta"), requires_grad=False)
+            param = nn.Parameter(param.to("meta"), requires_grad=param.requires_grad)
         register(module, name, param)
 
     changed: Any = nn.Module
@@ -149,7 +149,7 @@ def _fake_parameters(model: nn.Module) -> None:
             if id(parameter) not in made:
                 with mode:
                     empty = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
-                    made[id(parameter)] = nn.Parameter(empty, requires_grad=False)
+                    made[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
             module._parameters[name] = made[id(parameter)]
 
 

@@ -75,7 +75,9 @@ class WeightPort:
     """A value that is a parameter, buffer or constant; ``weight`` is its qualified name.
 
     ``constant``: not part of the saved state (rotary frequencies, position tables), so its value
-    travels with the program.
+    travels with the program. ``trainable``: the model holds it as a parameter with gradient. No
+    gradient is ever computed, but torch picks other kernels for such weights (a linear layer on
+    a transposed input is up to twice as fast), so stages hold it in the same way.
     """
 
     name: str
@@ -83,6 +85,7 @@ class WeightPort:
     shape: tuple[int, ...]
     dtype: str
     constant: bool
+    trainable: bool = False
 
     @property
     def num_bytes(self) -> int:
@@ -122,8 +125,14 @@ class Program:
     graphs: dict[str, SubProgram]
 
     def fingerprint(self) -> str:
-        """Digest of operators, shapes, weight names and outputs; equal for equal models."""
-        return digest(canonical_json(asdict(self)))
+        """Digest of operators, shapes, weight names and outputs; equal for equal models.
+
+        Freezing a model's weights does not make it another one.
+        """
+        data = asdict(self)
+        for port in data["weights"]:
+            del port["trainable"]
+        return digest(canonical_json(data))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from profiler.allocator import keep_freed_memory
 from profiler.bench import LayerBench
 from profiler.capture import Captured, capture
 from profiler.cluster import Cluster, Device
@@ -90,6 +91,7 @@ def profile_captured(
     options: ProfileOptions,
 ) -> Profile:
     """:func:`profile_model` for a model that has been captured already."""
+    keep_freed_memory()
     groups = _measurable(cluster)
     loads = {group[0]: _load(cluster, group[0]) for group in groups}
     sizes = _check_batch_sizes(batch_sizes, captured)
