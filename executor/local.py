@@ -22,6 +22,9 @@ Message = dict[str, Any]
 
 GATHER_S = 0.5
 """After a first failure, how long to listen for its cause before reporting it."""
+GRACE_S = 3.0
+"""How much longer than the time limit a rank may be silent: ranks that wait for it, and so know at
+what, report first."""
 STOP_S = 5.0
 """How long ranks may take to stop by themselves."""
 
@@ -41,7 +44,9 @@ class LocalRanks:
         describe: Callable[[int], str],
     ) -> None:
         self.num_ranks = num_ranks
+        self.timeout_s = timeout_s
         self.describe = describe
+        self._heard: dict[int, float] = {}
         self._selector = selectors.DefaultSelector()
         self._buffers: dict[object, bytes] = {}
         self._sockets: list[socket.socket] = []
@@ -93,18 +98,23 @@ class LocalRanks:
         """One report of every rank, in rank order.
 
         Raises:
-            RankFailedError: a rank failed or died; all others have been ended.
+            RankFailedError: a rank failed, died, or gave no sign of life for ``timeout_s``; all
+                others have been ended.
         """
         found: dict[int, Message] = {}
+        self._heard = {rank: time.monotonic() for rank in self._heard}
         try:
             while len(found) < self.num_ranks:
-                for source, message in self._listen(None):
+                for source, message in self._listen(self.timeout_s / 4):
                     if source == "status":
                         self._note_exit(message)
                     elif message.get("event") == "error":
                         self._fail(int(source), message)
                     else:
                         found[int(source)] = message
+                self._require_life()
+                if not self._selector.get_map():
+                    raise RankFailedError("the ranks ended without a word; messages stand above")
         except BaseException:
             self.kill()
             raise
@@ -116,17 +126,41 @@ class LocalRanks:
             data = os.read(key.fd, 1 << 16)
             if not data:
                 self._selector.unregister(key.fileobj)
-                if not self._selector.get_map():
-                    raise RankFailedError(
-                        "the ranks ended without a word: the process they are forked from ended "
-                        f"with status {self._process.wait()}; its messages stand above"
-                    )
+                if key.data == "status":
+                    self._require_starter()
                 continue
             whole = self._buffers.get(key.fileobj, b"") + data
             *lines, rest = whole.split(b"\n")
             self._buffers[key.fileobj] = rest
+            if key.data != "status":
+                self._heard[key.data] = time.monotonic()
             for line in lines:
-                yield key.data, json.loads(line)
+                message = json.loads(line)
+                if message.get("event") != "alive":
+                    yield key.data, message
+
+    def _require_starter(self) -> None:
+        """The process that ranks are forked from has ended: as it should, or not."""
+        # Not reaped here: as long as it is not, its process group is ours to kill.
+        ended = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+        if ended is not None and ended.si_status != 0:
+            raise RankFailedError(
+                "the process that the ranks are forked from ended with status "
+                f"{ended.si_status}; its messages stand above"
+            )
+
+    def _require_life(self) -> None:
+        """Find a rank that has fallen silent: stopped, swapped out, its host frozen.
+
+        Ranks that have not said a word are still importing torch; they are not judged.
+        """
+        limit = self.timeout_s + GRACE_S
+        silent = [r for r, at in self._heard.items() if time.monotonic() - at > limit]
+        if silent:
+            raise RankFailedError(
+                f"{self.describe(silent[0])} gave no sign of life in {limit:g} s: "
+                "its process is stopped, or the machine is out of memory"
+            )
 
     def _note_exit(self, exited: Message) -> None:
         """A rank ended although it was not told to."""
@@ -179,7 +213,7 @@ class LocalRanks:
 
     def stop(self) -> None:
         """End the ranks: ask, wait a little, then insist."""
-        if self._process.poll() is None:
+        if self._process.returncode is None:
             self.command({"command": "stop"})
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=STOP_S)
@@ -187,7 +221,7 @@ class LocalRanks:
 
     def kill(self) -> None:
         """End all processes now; safe to call twice."""
-        if self._process.poll() is None:
+        if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()

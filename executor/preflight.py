@@ -7,7 +7,7 @@ from collections import defaultdict
 import psutil
 import torch
 
-from planner.check import check_plan
+from planner.check import check_plan, check_spec
 from planner.findings import Finding, Severity
 from planner.inputs import Sources
 from planner.planfile import Plan
@@ -27,7 +27,7 @@ def preflight(
     ``here_only``: all ranks run on this machine, so its devices and memory must do for them.
 
     ``sources`` are the documents that the plan names; without them the rules that need
-    measurements are not applied, and the ranks' own checks remain.
+    measurements are not applied.
 
     Raises:
         StalePlanError: made for another model, cluster or profile.
@@ -40,7 +40,9 @@ def preflight(
             f"{plan.inputs.model.graph}, the model at hand has {now}. If the code, its library or "
             f"torch changed (here: torch {torch.__version__}), profile and plan again"
         )
-    if sources is not None:
+    if sources is None:
+        refuse(check_spec(plan, captured.graph))
+    else:
         refuse(check_plan(plan, sources.profile, cluster=sources.cluster))
     if here_only:
         _devices(plan)

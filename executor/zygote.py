@@ -15,6 +15,7 @@ import os
 import socket
 import sys
 import threading
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -22,24 +23,37 @@ from typing import Any
 Message = dict[str, Any]
 
 
+BEAT_S = 0.5
+"""How often a rank says that it is alive, whatever it is doing."""
+
+
 class SocketControl:
-    """Commands and reports as JSON lines over a socket."""
+    """Commands and reports as JSON lines over a socket, and a sign of life now and then."""
 
     def __init__(self, fd: int) -> None:
-        self._stream = socket.socket(fileno=fd).makefile("rw", encoding="utf-8")
+        self._socket = socket.socket(fileno=fd)
+        self._commands = self._socket.makefile("r", encoding="utf-8")
+        self._lock = threading.Lock()
+        threading.Thread(target=self._beat, daemon=True).start()
 
     def next(self) -> Message | None:
         """The next command; None once the caller has closed its end."""
-        line = self._stream.readline()
+        line = self._commands.readline()
         return json.loads(line) if line else None
 
     def report(self, message: Message) -> None:
         """Send a report; a caller that is gone is not an error here."""
         try:
-            self._stream.write(json.dumps(message) + "\n")
-            self._stream.flush()
+            with self._lock:
+                self._socket.sendall(json.dumps(message).encode() + b"\n")
         except OSError:
             os._exit(1)
+
+    def _beat(self) -> None:
+        # A stopped or swapped-out process says nothing, and only its silence tells.
+        while True:
+            time.sleep(BEAT_S)
+            self.report({"event": "alive"})
 
 
 def main() -> None:

@@ -8,6 +8,8 @@ the solvers, the lowering): an error of theirs shows here.
 
 from __future__ import annotations
 
+from pydantic import ValidationError
+
 from planner.aggregation import refusal
 from planner.check_evidence import (
     edited,
@@ -24,9 +26,11 @@ from planner.findings import Finding, Severity, error
 from planner.layout import read, resolve
 from planner.planfile import Plan
 from planner.prices import Prices
-from profiler.cluster import Cluster
+from profiler.cluster import Cluster, Device, Host
 from profiler.errors import StalePlanError
+from profiler.graph import ModelGraph
 from profiler.profile import Profile
+from profiler.units import MAX_BYTES
 
 
 def check_plan(
@@ -66,6 +70,46 @@ def check_plan(
     findings += estimate_findings(plan, derived, profile.error_fraction, severity=severity)
     findings += search_findings(plan, derived, machines, severity=severity)
     return tuple(findings)
+
+
+def check_spec(plan: Plan, graph: ModelGraph) -> tuple[Finding, ...]:
+    """The rules that need neither measurements nor a cluster, for a plan without its profile.
+
+    ``graph`` may come straight from capture: whether its layers look across items is not known
+    then, and not judged.
+    """
+    findings: list[Finding] = []
+    try:
+        machines = _stand_in(plan)
+    except ValidationError:
+        names = ", ".join(binding.device for binding in plan.spec.ranks)[:200]
+        return (error("device", "spec.ranks", f"these cannot be the devices: {names or 'none'}"),)
+    reading = read(plan, graph, machines)
+    findings += (f for f in structure_findings(reading) if f.code not in _MEASURED)
+    why_not = refusal(reading)
+    if why_not:
+        findings.append(error("aggregation", "spec.aggregation", why_not))
+    if not _has_errors(findings):
+        findings += transfer_findings(reading, resolve(reading))
+    return tuple(findings)
+
+
+_MEASURED = frozenset({"whole-batch"})
+"""Structural rules that rest on measured verdicts."""
+
+
+def _stand_in(plan: Plan) -> Cluster:
+    """A cluster of the devices that the plan names, for rules that only ask which there are."""
+    hosts: dict[str, dict[str, Device]] = {}
+    for binding in plan.spec.ranks:
+        host, _, name = binding.device.rpartition("/")
+        device = Device(name=name or "?", type=binding.device_type or "?", memory_bytes=MAX_BYTES)
+        hosts.setdefault(host or "?", {})[device.name] = device
+    return Cluster(
+        hosts=tuple(
+            Host(name=host, devices=tuple(devices.values())) for host, devices in hosts.items()
+        )
+    )
 
 
 def rederive(plan: Plan, profile: Profile, *, cluster: Cluster | None = None) -> Derived:
