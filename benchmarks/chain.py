@@ -127,7 +127,7 @@ def chain(num_layers: int, counts: list[int], *, same_links: bool, seed: int = 1
             target=b,
             latency_s=1e-4,
             bytes_per_s=rng.uniform(2e7, 2e8),
-            occupancy=rng.uniform(0, 1),
+            send_occupancy=rng.uniform(0, 1), receive_occupancy=rng.uniform(0, 1),
         )
         for a in names
         for b in names
@@ -139,7 +139,9 @@ def chain(num_layers: int, counts: list[int], *, same_links: bool, seed: int = 1
             for n, kind in zip(names, types, strict=True)
         ),
         links=links,
-        default_link=DefaultLink(latency_s=1e-4, bytes_per_s=1.25e8, occupancy=0.3),
+        default_link=DefaultLink(
+            latency_s=1e-4, bytes_per_s=1.25e8, send_occupancy=0.3, receive_occupancy=0.3
+        ),
     )
     seconds = {
         kind: [t * speed[kind] * rng.uniform(0.8, 1.25) for t in base]

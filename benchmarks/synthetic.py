@@ -65,7 +65,9 @@ def unequal_devices(num_devices: int) -> Cluster:
             )
             for i in range(num_devices)
         ),
-        default_link=DefaultLink(latency_s=1e-4, bytes_per_s=1e8, occupancy=0.5),
+        default_link=DefaultLink(
+            latency_s=1e-4, bytes_per_s=1e8, send_occupancy=0.5, receive_occupancy=0.5
+        ),
     )
 
 

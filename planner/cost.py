@@ -240,7 +240,8 @@ class CostModel:
             if mine and message.source != message.target:
                 link = self.problem.links[message.source, message.target]
                 times = message.count if stage.whole_batch else 1
-                total += times * link.occupancy * message.seconds
+                share = link.receive_occupancy if target is not None else link.send_occupancy
+                total += times * share * message.seconds
         return total
 
     def _holding(

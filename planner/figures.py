@@ -38,9 +38,13 @@ class Figures:
         """Seconds of what every stage that uses the prelude repeats."""
         return self._time(PRELUDE, device, items)
 
+    def dispatch_s(self, device: str) -> float:
+        """Seconds that running a stage once costs beside its layers."""
+        return self.problem.profile.timings_of[device].dispatch_s
+
     def compute_s(self, layers: Sequence[int], device: str, items: int) -> float:
         """Seconds of a stage's computing on one rank."""
-        total = 0.0
+        total = self.dispatch_s(device) if layers else 0.0
         for i in layers:
             total += self._time(self._twin[i], device, items)
         if any(self.problem.graph.layers[i].uses_prelude for i in layers):

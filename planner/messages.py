@@ -19,14 +19,15 @@ from planner.prices import Prices
 class Message:
     """One tensor's piece from one rank to another, by their positions in their stages (outside: 0).
 
-    ``occupied_s`` is the part of ``time_s`` during which the ends cannot compute. ``wire`` is
-    what it travels on, ``None`` if it stays on its device.
+    ``send_s`` and ``receive_s`` are the parts of ``time_s`` during which its source and its target
+    cannot compute. ``wire`` is what it travels on, ``None`` if it stays on its device.
     """
 
     source: int
     target: int
     time_s: float
-    occupied_s: float
+    send_s: float
+    receive_s: float
     wire: str | None
 
 
@@ -83,10 +84,10 @@ def occupied(found: Iterable[Move], layout: Layout) -> dict[str, tuple[Occupied,
         for message in move.messages:
             if target:
                 times = move.count // target.runs
-                total[target.place][message.target].receive_s += times * message.occupied_s
+                total[target.place][message.target].receive_s += times * message.receive_s
             if source:
                 times = move.count // source.runs
-                total[source.place][message.source].send_s += times * message.occupied_s
+                total[source.place][message.source].send_s += times * message.send_s
     return total
 
 
@@ -124,16 +125,18 @@ def _overlaps(first: Sequence[int], second: Sequence[int]) -> Iterator[tuple[int
 def _message(
     source: tuple[int, str], target: tuple[int, str], num_bytes: int, prices: Prices
 ) -> Message:
-    wire, time_s, occupied_s = None, 0.0, 0.0
+    wire, time_s, send_s, receive_s = None, 0.0, 0.0, 0.0
     if source[1] != target[1]:
         link = prices.link(source[1], target[1])
         wire = f"wire {link.shares}" if link.shares else f"wire {source[1]} -> {target[1]}"
         time_s = link.transfer_time_s(num_bytes)
-        occupied_s = link.occupancy * time_s
+        send_s = link.send_occupancy * time_s
+        receive_s = link.receive_occupancy * time_s
     return Message(
         source=source[0],
         target=target[0],
         time_s=time_s,
-        occupied_s=occupied_s,
+        send_s=send_s,
+        receive_s=receive_s,
         wire=wire,
     )

@@ -55,14 +55,15 @@ class Prices:
         return self._sizes[key]
 
     def compute_s(self, device: str, layers: tuple[int, ...], items: int) -> float:
-        """Seconds that a device computes these layers, the prelude included if one uses it."""
+        """Seconds that a device takes to run a stage of these layers once, its prelude included."""
         measured = self.timings(device)
         key = (measured.measured_on, layers, items)
         if key not in self._sums:
             twins = [self.graph.layers[i].twin for i in layers]
             if self.uses_prelude(layers):
                 twins.append(PRELUDE)
-            self._sums[key] = sum(self._time(measured, twin, items) for twin in twins)
+            layers_s = sum(self._time(measured, twin, items) for twin in twins)
+            self._sums[key] = layers_s + (measured.dispatch_s if layers else 0.0)
         return self._sums[key]
 
     def peak(self, device: str, twin: str, items: int) -> int:

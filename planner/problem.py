@@ -182,6 +182,7 @@ class PlanningProblem:
             and self.capacity_bytes(one) == self.capacity_bytes(other)
             and self.reserve_bytes(one) == self.reserve_bytes(other)
             and (timings is same or timings.layers == same.layers)
+            and timings.dispatch_s == same.dispatch_s
             and all((one in here) == (other in here) for here in self.allowed)
             and self._same_links(one, other)
         )
@@ -204,12 +205,8 @@ class PlanningProblem:
 
     def _same_link(self, pair: tuple[str, str], exchanged: tuple[str, str]) -> bool:
         a, b = self.links[pair], self.links[exchanged]
-        return (a.latency_s, a.bytes_per_s, a.occupancy, a.shares) == (
-            b.latency_s,
-            b.bytes_per_s,
-            b.occupancy,
-            b.shares,
-        )
+        ends = {"source", "target", "error_fraction"}
+        return a.model_dump(exclude=ends) == b.model_dump(exclude=ends)
 
 
 class _Links(dict[tuple[str, str], Link]):

@@ -54,16 +54,20 @@ class Host(Record):
 class Link(Record):
     """One direction of a path. ``source`` and ``target`` name a host or a ``host/device``.
 
-    Moving ``n`` bytes takes ``latency_s + n / bytes_per_s``. ``occupancy`` is the fraction of
-    that time during which either end cannot compute (0: fully hidden, 1: fully serial).
+    Moving ``n`` bytes takes ``latency_s + n / bytes_per_s``. ``send_occupancy`` is the fraction of
+    that time during which the source cannot compute (0: fully hidden, 1: fully serial),
+    ``receive_occupancy`` the same of the target. Links with equal ``shares`` are one wire.
+    ``error_fraction``: how far measured times scatter around the formula; absent if not measured.
     """
 
     source: str
     target: str
     latency_s: Seconds = Field(ge=0)
     bytes_per_s: BytesPerSecond = Field(gt=0)
-    occupancy: float = Field(default=0.0, ge=0, le=1)
+    send_occupancy: float = Field(default=0.0, ge=0, le=1)
+    receive_occupancy: float = Field(default=0.0, ge=0, le=1)
     shares: str | None = None
+    error_fraction: float | None = Field(default=None, ge=0)
 
     def transfer_time_s(self, num_bytes: float) -> float:
         """Seconds to move ``num_bytes``; nothing to move takes no time.
@@ -79,7 +83,8 @@ class DefaultLink(Record):
 
     latency_s: Seconds = Field(default=LOOPBACK_LATENCY_S, ge=0)
     bytes_per_s: BytesPerSecond = Field(default=LOOPBACK_BYTES_PER_S, gt=0)
-    occupancy: float = Field(default=0.0, ge=0, le=1)
+    send_occupancy: float = Field(default=0.0, ge=0, le=1)
+    receive_occupancy: float = Field(default=0.0, ge=0, le=1)
 
 
 class Cluster(Document):

@@ -38,12 +38,14 @@ class DeviceTimings(Record):
     """The measurements of one device; ``measured_on`` names it, ``devices`` all it stands for.
 
     ``layers`` maps a layer's ``twin`` (or ``(prelude)``) to measurements by ascending ``items``.
-    ``baseline_bytes`` is the resident memory of a rank before it holds any weight.
+    ``baseline_bytes`` is the resident memory of a rank before it holds any weight. ``dispatch_s``
+    is what running a stage once costs a rank beside its layers: taking inputs, handing on results.
     """
 
     measured_on: str
     devices: tuple[str, ...]
     baseline_bytes: int = Field(default=0, ge=0)
+    dispatch_s: float = Field(default=0.0, ge=0)
     layers: dict[str, tuple[Measurement, ...]]
 
     @model_validator(mode="after")

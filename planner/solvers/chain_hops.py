@@ -75,7 +75,9 @@ class _Builder:
             problem.graph.tensor[name].batch_dim is None for cut in self.cuts for name in cut
         )
         self.root = problem.class_of.get(problem.cluster.root, -1)
-        self.serial = any(link.occupancy > 0 for _, link in problem.kinds_of_link())
+        self.serial = any(
+            link.send_occupancy or link.receive_occupancy for _, link in problem.kinds_of_link()
+        )
         self._rows: dict[tuple[int, int, int, bool], Floats] = {}
 
     def build(self) -> Hops:
@@ -106,12 +108,13 @@ class _Builder:
                 heads = _group(moves, [b for _, b, _, _ in pairs], len(receiver.members))
                 duration[a, n] = heads.max(axis=0)
                 if self.serial:
-                    held = moves * np.array([[occupancy] for *_, occupancy in pairs])
+                    held = moves * np.array([[link.receive_occupancy] for *_, link in pairs])
                     at_once = self._at_once(receiver, whole)
                     got = _group(held, [b for _, b, _, _ in pairs], len(receiver.members))
                     receive[a, n] = (
                         at_once * got[None] + arriving[n].occupied[:inputs, :, None]
                     ).max(axis=1)
+                    held = moves * np.array([[link.send_occupancy] for *_, link in pairs])
                     at_once = self._at_once(sender, whole)
                     gave = _group(held, [r for r, _, _, _ in pairs], len(sender.members))
                     send[a, n] = (
@@ -152,8 +155,8 @@ class _Builder:
 
     def _pairs(
         self, sender: Option, receiver: Option, whole: bool
-    ) -> list[tuple[int, int, Floats, float]]:
-        """Sending rank, receiving rank, seconds by cut, occupancy of their link."""
+    ) -> list[tuple[int, int, Floats, Link]]:
+        """Sending rank, receiving rank, seconds by cut, their link."""
         items = self.problem.batch if whole else self.problem.microbatch
         found = []
         for r, (c, start, stop) in enumerate(_intervals(sender, items)):
@@ -161,7 +164,7 @@ class _Builder:
                 held = max(0, min(stop, last) - max(start, first))
                 if held or (r == 0 and self.has_uncut):
                     row = self._row(c, d, held, r == 0, items)
-                    found.append((r, b, row, self._link(c, d).occupancy))
+                    found.append((r, b, row, self._link(c, d)))
         return found
 
     def _row(self, c: int, d: int, held: int, first: bool, items: int) -> Floats:
@@ -202,7 +205,8 @@ class _Builder:
                     if count:
                         num_bytes = self.figures.tensor_bytes(name, count)
                         seconds[x, r] += link.transfer_time_s(num_bytes)
-            occupied[:, r] = link.occupancy * seconds[:, r]
+            fraction = link.receive_occupancy if incoming else link.send_occupancy
+            occupied[:, r] = fraction * seconds[:, r]
         return _Ends(seconds, occupied)
 
     def _end_wires(self, ends: Sequence[_Ends]) -> Floats:
@@ -218,7 +222,7 @@ class _Builder:
         self,
         sender: Option,
         receiver: Option,
-        pairs: Sequence[tuple[int, int, Floats, float]],
+        pairs: Sequence[tuple[int, int, Floats, Link]],
         arriving: _Ends,
         departing: _Ends,
     ) -> tuple[Floats, Floats]:

@@ -159,7 +159,7 @@ class Segments:
             using = frozenset(i for i, x in enumerate(problem.graph.layers) if x.uses_prelude)
             if using:
                 total = total + np.where(self._holds(using), figures.prelude_s(device, items), 0.0)
-            self._times[c, items] = total
+            self._times[c, items] = total + figures.dispatch_s(device)
         return self._times[c, items]
 
     # --- memory --------------------------------------------------------------------------------

@@ -34,14 +34,15 @@ class Slot:
 class Message:
     """One tensor's piece from rank ``source`` of a slot to rank ``target`` of another.
 
-    ``occupied_s`` is the part of ``seconds`` during which the ends cannot compute; ``wire`` names
-    what it travels on; ``count`` messages are sent a batch.
+    ``send_s`` and ``receive_s`` are the parts of ``seconds`` during which its source and its target
+    cannot compute; ``wire`` names what it travels on; ``count`` messages are sent a batch.
     """
 
     source: int
     target: int
     seconds: float
-    occupied_s: float
+    send_s: float
+    receive_s: float
     wire: str
     count: int
 
@@ -120,7 +121,8 @@ class Slots:
                     source=a,
                     target=b,
                     seconds=seconds,
-                    occupied_s=link.occupancy * seconds,
+                    send_s=link.send_occupancy * seconds,
+                    receive_s=link.receive_occupancy * seconds,
                     wire=link.shares or f"{name_a} -> {name_b}",
                     count=count,
                 )

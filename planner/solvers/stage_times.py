@@ -57,6 +57,8 @@ class StageTimes:
             for i, layer in enumerate(self.problem.graph.layers)
             if layer.uses_prelude and (i, s) in x
         ]
+        if dispatch := self.ticks(times * self.figures.dispatch_s(device)):
+            terms.append((dispatch, self.graphs.used[s]))
         prelude = self.ticks(times * self.figures.prelude_s(device, share))
         if using and prelude:
             terms.append((prelude, self.model.either(using)))
@@ -86,11 +88,13 @@ class StageTimes:
         for name, a, b, moved in self.graphs.crossings():
             if s in (a, b):
                 for message in self.slots.messages(name, a, b):
-                    held = times * self.slots.at_once(message, s) * message.occupied_s
+                    moves = times * self.slots.at_once(message, s)
                     if b == s:
-                        receive[message.target].append((self.ticks(held), moved))
+                        held = self.ticks(moves * message.receive_s)
+                        receive[message.target].append((held, moved))
                     else:
-                        send[message.source].append((self.ticks(held), moved))
+                        held = self.ticks(moves * message.send_s)
+                        send[message.source].append((held, moved))
         return [*self._computes(s, times), *self._slowest(receive), *self._slowest(send)]
 
     def _limit_period(self) -> None:

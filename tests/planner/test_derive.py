@@ -51,7 +51,14 @@ def test_a_chain_of_two_takes_durations_plus_the_longest_again() -> None:
 def test_a_slow_link_is_the_server_that_the_rest_waits_for() -> None:
     # Two layers of 8 items: 0.1 (n + 1) s a message becomes 10 + n s at a hundredth of the speed.
     links = [
-        Link(source="h/a", target="h/b", latency_s=10.0, bytes_per_s=1024.0, occupancy=0.5),
+        Link(
+            source="h/a",
+            target="h/b",
+            latency_s=10.0,
+            bytes_per_s=1024.0,
+            send_occupancy=0.5,
+            receive_occupancy=0.5,
+        ),
         Link(source="h/b", target="h/a", latency_s=0.0, bytes_per_s=1024.0),
     ]
     cluster = make_cluster({"a": GIB, "b": GIB}, links=links)

@@ -22,8 +22,8 @@ links:
 - {source: node-a/cpu, target: node-b, latency_s: 200us, bytes_per_s: 1Gbit/s}
 - {source: node-a, target: node-b/cpu, latency_s: 300us, bytes_per_s: 1Gbit/s}
 - {source: node-b, target: node-a/cpu, latency_s: 400us, bytes_per_s: 1Gbit/s}
-- {source: node-a, target: node-a, latency_s: 0, bytes_per_s: 10GB/s, occupancy: 0.5}
-default_link: {latency_s: 1ms, bytes_per_s: 1MB/s, occupancy: 1.0}
+- {source: node-a, target: node-a, latency_s: 0, bytes_per_s: 10GB/s, send_occupancy: 0.5}
+default_link: {latency_s: 1ms, bytes_per_s: 1MB/s, send_occupancy: 1.0, receive_occupancy: 1.0}
 """
 
 

@@ -77,7 +77,8 @@ def random_cluster(chance: random.Random) -> Cluster:
             target=f"h/{b}",
             latency_s=chance.choice([0, 0.01, 0.1]),
             bytes_per_s=chance.choice([1e4, 1e5, 1e7]),
-            occupancy=chance.choice([0, 0.3, 1.0]),
+            send_occupancy=chance.choice([0, 0.3, 1.0]),
+            receive_occupancy=chance.choice([0, 0.3, 1.0]),
             shares=chance.choice([None, None, "lan"]),
         )
         for a in names
@@ -105,6 +106,7 @@ def random_profile(chance: random.Random) -> Profile:
         batch_sizes=chance.choice([(1, 2, 4, 8), (1, 4, 16), (2,)]),
         fixed_fraction=chance.choice([0, 0.3, 0.9]),
         peak_bytes_per_item=chance.choice([0, 2000, 7777]),
+        dispatch_s=chance.choice([0.0, 0.01]),
     )
     rows = tuple(
         Measurement(items=n, median_s=0.2 + 0.01 * n, spread=0.1, samples=3, peak_bytes=500 * n)

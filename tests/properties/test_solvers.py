@@ -133,6 +133,7 @@ def slower(profile: Profile, factor: float) -> Profile:
         DeviceTimings.model_validate(
             {
                 **t.model_dump(),
+                "dispatch_s": factor * t.dispatch_s,
                 "layers": {
                     twin: tuple(
                         {**row.model_dump(), "median_s": row.median_s * factor} for row in rows

@@ -97,7 +97,12 @@ def make_cluster(
             ),
         ),
         links=tuple(links),
-        default_link=DefaultLink(latency_s=latency_s, bytes_per_s=bytes_per_s, occupancy=occupancy),
+        default_link=DefaultLink(
+            latency_s=latency_s,
+            bytes_per_s=bytes_per_s,
+            send_occupancy=occupancy,
+            receive_occupancy=occupancy,
+        ),
     )
 
 
@@ -110,6 +115,7 @@ def make_profile(
     fixed_fraction: float = 0.0,
     peak_bytes_per_item: int = 0,
     spread: float = 0.02,
+    dispatch_s: float = 0.0,
 ) -> Profile:
     """``seconds[device][layer]`` is the time of one item; more items take proportionally longer.
 
@@ -131,7 +137,9 @@ def make_profile(
             )
             for layer, one in zip(graph.layers, per_layer, strict=True)
         }
-        timings.append(DeviceTimings(measured_on=name, devices=(name,), layers=rows))
+        timings.append(
+            DeviceTimings(measured_on=name, devices=(name,), dispatch_s=dispatch_s, layers=rows)
+        )
     return Profile(
         model=graph,
         cluster=cluster,

@@ -79,7 +79,9 @@ def laboratory(num_boards: int = 2) -> Cluster:
             Link(source="node-a/cuda:0", target="node-a/cpu", latency_s=2e-5, bytes_per_s=1.2e10),
             Link(source="node-a/cpu", target="node-a/cuda:0", latency_s=2e-5, bytes_per_s=1.2e10),
         ),
-        default_link=DefaultLink(latency_s=3e-4, bytes_per_s=1.17e8, occupancy=0.2),
+        default_link=DefaultLink(
+            latency_s=3e-4, bytes_per_s=1.17e8, send_occupancy=0.2, receive_occupancy=0.2
+        ),
     )
 
 

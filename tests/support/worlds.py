@@ -80,6 +80,7 @@ def _world(
         seconds=seconds,
         fixed_fraction=rng.choice((0.0, 0.3, 0.9)),
         peak_bytes_per_item=rng.choice((0, 50, 400)),
+        dispatch_s=rng.choice((0.0, 0.0, 0.004)),
     )
     batch = rng.choice((1, 2, 4, 6, 8))
     microbatch = rng.choice([m for m in (1, 2, 3, 4, 8) if m <= batch])
@@ -102,7 +103,12 @@ def _world(
 def _links(rng: random.Random, names: Sequence[str]) -> list[Link]:
     """Some links of their own; one time in ten, all on one wire."""
     if rng.random() < 0.1:
-        shape = {"latency_s": 1e-3, "bytes_per_s": rng.choice((3e4, 1e6)), "occupancy": 0.3}
+        shape = {
+            "latency_s": 1e-3,
+            "bytes_per_s": rng.choice((3e4, 1e6)),
+            "send_occupancy": 0.3,
+            "receive_occupancy": 0.1,
+        }
         return [
             Link(source=f"h/{a}", target=f"h/{b}", shares="air", **shape)
             for a in names
@@ -115,7 +121,8 @@ def _links(rng: random.Random, names: Sequence[str]) -> list[Link]:
             target=f"h/{b}",
             latency_s=rng.choice((0.0, 1e-3)),
             bytes_per_s=rng.choice((3e4, 1e7)),
-            occupancy=rng.choice((0.0, 0.7)),
+            send_occupancy=rng.choice((0.0, 0.7)),
+            receive_occupancy=rng.choice((0.0, 0.4)),
         )
         for a in names
         for b in names
