@@ -117,8 +117,8 @@ def main() -> None:
     plan = planner.plan(
         profile,
         batch_size=BATCH,
-        profile_ref=str(OUT / "profile.json"),
-        cluster_ref="out/cluster.yaml",
+        profile_ref="profile.json",  # beside the plan
+        cluster_ref="cluster.yaml",
     )
     plan.dump(OUT / "plan.yaml")
     print((OUT / "plan.yaml").read_text())

@@ -9,7 +9,7 @@ read too low.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -107,19 +107,36 @@ class LayerBench:
 
     def calls(self, items: int, *, varied: bool = False) -> Iterator[Call]:
         """The distinct layers at a batch size, in order, each once its inputs are known."""
+        for call, _ in self._pass(items, varied=varied):
+            if call is not None:
+                yield call
+
+    def _pass(self, items: int, *, varied: bool = False) -> Iterator[tuple[Call | None, Values]]:
+        """Each distinct layer with the values known before it; at last None with all of them."""
         symbols = {**self.captured.graph.symbols, BATCH: items}
         values = self.inputs(items, varied=varied)
         results: dict[str, tuple[torch.Tensor, ...]] = {}
         if PRELUDE in self.built:
             call = self._call(self.built[PRELUDE], values, symbols)
-            yield call
+            yield call, values
             values.update(zip(call.built.program.outputs, _fresh(call), strict=True))
         for layer in self.captured.graph.layers:
             if layer.twin not in results:
                 call = self._call(self.built[layer.twin], values, symbols)
-                yield call
+                yield call, values
                 results[layer.twin] = _fresh(call)
             values.update(zip(layer.writes, results[layer.twin], strict=True))
+        yield None, values
+
+    def values(self, items: int, needed: Collection[str]) -> Values:
+        """The ``needed`` tensors of the model at a batch size."""
+        *_, (_, found) = self._pass(items)
+        return {name: found[name] for name in needed}
+
+    def segment(self, program: StageProgram, values: Values, items: int) -> Call:
+        """A run of layers as a rank would hold it, with its arguments."""
+        symbols = {**self.captured.graph.symbols, BATCH: items}
+        return self._call(self._built("", "", None, program), values, symbols)
 
     def _call(self, built: BuiltLayer, values: Values, symbols: Mapping[str, int]) -> Call:
         return Call(

@@ -75,17 +75,21 @@ class _Series:
         return error <= STABLE_FRACTION * middle
 
     def measurement(self, core_sharing: float) -> Measurement:
-        ordered = sorted(self.samples)
-        middle = statistics.median(ordered)
-        quarter = (len(ordered) - 1) // 4
-        low, high = ordered[quarter], ordered[-1 - quarter]
         return Measurement(
             items=self.items,
-            median_s=middle * core_sharing,
-            spread=round((high - low) / middle, 4) if middle else 0.0,
-            samples=len(ordered),
+            median_s=statistics.median(self.samples) * core_sharing,
+            spread=spread(self.samples),
+            samples=len(self.samples),
             peak_bytes=self.peak_bytes,
         )
+
+
+def spread(samples: Sequence[float]) -> float:
+    """Distance of the quartiles over the median; 0 for samples of no time."""
+    ordered = sorted(samples)
+    middle = statistics.median(ordered)
+    quarter = (len(ordered) - 1) // 4
+    return round((ordered[-1 - quarter] - ordered[quarter]) / middle, 4) if middle else 0.0
 
 
 Progress = Callable[[str, float], None]
@@ -113,14 +117,14 @@ def measure_layers(
                 made = _Series(call=call, items=items)
                 made.peak_bytes = peak_bytes(call, bench.device)
                 for _ in range(WARM_UP):
-                    _timed(call, bench.device)
+                    timed_run(call, bench.device)
                 series.append(made)
         progress(f"warm-up, {items} items", 0.0)
     waiting, total = list(series), len(series)
     deadline = time.monotonic() + effort.budget_s
     while waiting:
         for one in waiting:
-            one.samples.append(_timed(one.call, bench.device))
+            one.samples.append(timed_run(one.call, bench.device))
         late = time.monotonic() > deadline
         still = []
         for one in waiting:
@@ -133,14 +137,22 @@ def measure_layers(
         progress("measuring layers", 1 - len(waiting) / total)
 
 
-def _timed(call: Call, device: torch.device) -> float:
+def timed_run(call: Call, device: torch.device) -> float:
+    """Seconds of one run of a layer (or a run of layers) on ``device``.
+
+    With one thread the processor's time: a throttled or shared processor stops now and then, for
+    longer than most layers take, and no median of single layers shows that on average. What the
+    clock says beyond it, ``profiler.segments`` adds.
+    """
     # Changes in place must not accumulate over repeats; the copies are not part of the time.
     fresh = Call(built=call.built, tensors=tuple(_detached(call)), sizes=call.sizes)
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.thread_time if alone else time.perf_counter
     _synchronize(device)
-    start = time.perf_counter()
+    start = clock()
     fresh.run()
     _synchronize(device)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def _detached(call: Call) -> Iterator[torch.Tensor]:

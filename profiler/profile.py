@@ -34,12 +34,29 @@ class Measurement(Record):
     peak_bytes: int = Field(ge=0)
 
 
+class SegmentTiming(Record):
+    """A run of layers (positions ``first`` to ``last``) timed as one stage, for ``items`` items.
+
+    ``predicted_s`` is the sum of the layers' own times; the ratio of ``median_s`` to it, over all
+    segments of a batch size, is in the layers' times already. ``spread`` is the distance of the
+    quartiles of the blocks that were timed, over their median.
+    """
+
+    first: int = Field(ge=0)
+    last: int = Field(ge=0)
+    items: int = Field(ge=1)
+    predicted_s: float = Field(ge=0)
+    median_s: float = Field(ge=0)
+    spread: float = Field(ge=0)
+
+
 class DeviceTimings(Record):
     """The measurements of one device; ``measured_on`` names it, ``devices`` all it stands for.
 
     ``layers`` maps a layer's ``twin`` (or ``(prelude)``) to measurements by ascending ``items``.
     ``baseline_bytes`` is the resident memory of a rank before it holds any weight. ``dispatch_s``
     is what running a stage once costs a rank beside its layers: taking inputs, handing on results.
+    ``segments`` are the runs of layers by which the layers' times were corrected.
     """
 
     measured_on: str
@@ -47,6 +64,7 @@ class DeviceTimings(Record):
     baseline_bytes: int = Field(default=0, ge=0)
     dispatch_s: float = Field(default=0.0, ge=0)
     layers: dict[str, tuple[Measurement, ...]]
+    segments: tuple[SegmentTiming, ...] = ()
 
     @model_validator(mode="after")
     def _ascending(self) -> DeviceTimings:

@@ -30,6 +30,7 @@ from profiler.itemwise import with_itemwise
 from profiler.journal import Journal
 from profiler.measure import UNSTABLE_SPREAD, Effort, Load, Progress, measure_layers
 from profiler.profile import Conditions, DeviceTimings, Measurement, Profile
+from profiler.segments import corrected, corrections, dispatch_s, measure_segments
 from profiler.sources import load_model
 
 LARGEST_DEFAULT = 64
@@ -106,7 +107,7 @@ def profile_captured(
             "cluster": cluster.content_digest(),
             "torch": torch.__version__,
             "symbols": graph.symbols,
-            "format": 1,
+            "format": 2,
         },
     )
     timings = []
@@ -128,7 +129,28 @@ def profile_captured(
                 done=journal.done[name],
             ):
                 journal.add(name, twin, measurement)
-        timings.append(_timings(group, journal.done[name], resident, sizes))
+            rows = _rows(journal.done[name], sizes)
+            segments = tuple(
+                measure_segments(
+                    bench,
+                    rows=rows,
+                    free_bytes=device.usable_bytes,
+                    load=load,
+                    progress=lambda what, done, where=name: options.progress(  # type: ignore[misc]
+                        f"{where}: {what}", done
+                    ),
+                )
+            )
+            timings.append(
+                DeviceTimings(
+                    measured_on=name,
+                    devices=tuple(group),
+                    baseline_bytes=resident,
+                    dispatch_s=dispatch_s() * load.core_sharing,
+                    layers=corrected(rows, corrections(segments)),
+                    segments=segments,
+                )
+            )
     profile = Profile(
         model=graph,
         cluster=cluster,
@@ -148,21 +170,14 @@ def profile_captured(
     return profile
 
 
-def _timings(
-    group: Sequence[str],
-    done: Mapping[str, Mapping[int, Measurement]],
-    resident: int,
-    sizes: Sequence[int],
-) -> DeviceTimings:
-    return DeviceTimings(
-        measured_on=group[0],
-        devices=tuple(group),
-        baseline_bytes=resident,
-        layers={
-            twin: tuple(rows[items] for items in sorted(rows) if items in set(sizes))
-            for twin, rows in done.items()
-        },
-    )
+def _rows(
+    done: Mapping[str, Mapping[int, Measurement]], sizes: Sequence[int]
+) -> dict[str, tuple[Measurement, ...]]:
+    """Measurements by twin, ascending, at the batch sizes that were asked for."""
+    return {
+        twin: tuple(rows[items] for items in sorted(rows) if items in set(sizes))
+        for twin, rows in done.items()
+    }
 
 
 def _measurable(cluster: Cluster) -> list[list[str]]:
@@ -251,6 +266,10 @@ def _unstable(timings: Sequence[DeviceTimings], layers: Sequence[Any]) -> tuple[
             row = rows[-1]
             if row.spread > UNSTABLE_SPREAD and row.median_s > 0.02 * total:
                 found.append(f"{names.get(twin, twin)} on {timing.measured_on}")
+        for run in timing.segments:
+            if run.spread > UNSTABLE_SPREAD and run.items == timing.segments[-1].items:
+                where = f"{layers[run.first].name} to {layers[run.last].name}"
+                found.append(f"{where} on {timing.measured_on}")
     return tuple(found)
 
 
