@@ -18,6 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.chains import chain_profile, published_chain
 from planner.cost import CostModel
 from planner.problem import PlanningProblem
 from planner.request import PlanRequest, Split
@@ -26,8 +27,7 @@ from planner.solvers.chain import ChainSolver
 from planner.solvers.exhaustive import ExhaustiveSolver
 from profiler.cluster import Cluster, DefaultLink, Device, Host, Link
 from profiler.errors import InvalidInputError
-from profiler.graph import Layer, ModelGraph, Tensor, Weight
-from profiler.profile import Conditions, DeviceTimings, Measurement, Profile
+from profiler.profile import Profile
 from tests.support.worlds import random_chain
 
 Records = list[dict[str, object]]
@@ -147,7 +147,7 @@ def chain(num_layers: int, counts: list[int], *, same_links: bool, seed: int = 1
         kind: [t * speed[kind] * rng.uniform(0.8, 1.25) for t in base]
         for kind in dict.fromkeys(types)
     }
-    return _profile(
+    return chain_profile(
         cluster,
         types,
         seconds,
@@ -156,116 +156,11 @@ def chain(num_layers: int, counts: list[int], *, same_links: bool, seed: int = 1
     )
 
 
-def _profile(
-    cluster: Cluster,
-    types: list[str],
-    seconds: dict[str, list[float]],
-    *,
-    widths: list[int],
-    weights: list[int],
-    items: int = 1,
-) -> Profile:
-    num_layers = len(weights)
-    tensors = [
-        Tensor(
-            name=f"t{i}",
-            producer=f"l{i - 1}" if i else None,
-            shape=("batch", width),
-            dtype="float32",
-            batch_dim=0,
-        )
-        for i, width in enumerate(widths)
-    ]
-    graph = ModelGraph(
-        name="chain",
-        source="module",
-        ref="benchmarks:chain",
-        captured_by="benchmark",
-        dtype="float32",
-        fingerprint="sha256:chain",
-        inputs=("t0",),
-        outputs=(f"t{num_layers}",),
-        symbols={"batch": 2},
-        layers=tuple(
-            Layer(
-                name=f"l{i}",
-                module_type="Linear",
-                modules=(f"l{i}",),
-                twin=f"twin{i}",
-                reads=(f"t{i}",),
-                writes=(f"t{i + 1}",),
-                weights=(f"w{i}",),
-            )
-            for i in range(num_layers)
-        ),
-        tensors=tuple(tensors),
-        weights=tuple(Weight(name=f"w{i}", num_bytes=w) for i, w in enumerate(weights)),
-    )
-    devices = dict(zip(cluster.device, types, strict=True))
-    timings = []
-    for kind in dict.fromkeys(types):
-        same = tuple(name for name, own in devices.items() if own == kind)
-        rows = {
-            f"twin{i}": (Measurement(items=items, median_s=t, spread=0.0, samples=1, peak_bytes=0),)
-            for i, t in enumerate(seconds[kind])
-        }
-        timings.append(DeviceTimings(measured_on=same[0], devices=same, layers=rows))
-    return Profile(
-        model=graph,
-        cluster=cluster,
-        batch_sizes=(items,),
-        timings=tuple(timings),
-        conditions=Conditions(
-            torch="-", python="-", dtype="float32", processor="-", load_average=0.0
-        ),
-    )
-
-
 def published(path: Path, count: int) -> dict[str, object]:
-    """Optimum of a published chain with ``count`` boards of each kind, fully overlapped.
-
-    A root that only feeds and gathers stands apart from the boards, on links that cost nothing.
-    """
-    data = json.loads(path.read_text())
-    kinds = list(data["types"])
-    types = ["root", *(kind for kind in kinds for _ in range(count))]
-    names = ["root", *(f"b{i}" for i in range(2 * count))]
-    rate = data["types"][kinds[0]]["bandwidth_megabits"] * 1e6 / 8
-    free = dict(latency_s=0.0, bytes_per_s=1e18)
-    cluster = Cluster(
-        hosts=tuple(
-            Host(name=n, devices=(Device(name="cpu", type=kind, memory_bytes=2**40),))
-            for n, kind in zip(names, types, strict=True)
-        ),
-        links=tuple(
-            Link(source=a, target=b, **free)
-            for n in names[1:]
-            for a, b in (("root", n), (n, "root"))
-        ),
-        default_link=DefaultLink(latency_s=0.0, bytes_per_s=rate),
-    )
-    seconds = {kind: list(data["types"][kind]["seconds"]) for kind in kinds}
-    seconds["root"] = [1e6] * len(seconds[kinds[0]])
-    memory = [round(m * 1e6) for m in data["memory_megabytes"]]
-    profile = _profile(
-        cluster,
-        types,
-        seconds,
-        widths=[data["elements_in"], *data["elements_out"]],
-        weights=memory,
-        items=data["batch"],
-    )
-    request = PlanRequest(
-        batch_size=data["batch"],
-        microbatch_size=data["batch"],
-        splits=(Split.LAYERS,),
-        max_bytes={
-            f"{n}/cpu": round(data["types"][kind]["memory_megabytes"] * 1e6)
-            for n, kind in zip(names[1:], types[1:], strict=True)
-        },
-    )
+    """Optimum of a published chain with ``count`` boards of each kind."""
+    profile, request = published_chain(path, count)
     start = time.perf_counter()
-    problem = PlanningProblem.build(profile, request, microbatch=data["batch"])
+    problem = PlanningProblem.build(profile, request, microbatch=request.batch_size)
     result = ChainSolver().solve(problem, cost=CostModel(problem), limits=SolveLimits())
     return {
         "measure": f"published_{count}+{count}_s",

@@ -8,18 +8,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from executor.rehearsal import rehearse
     from executor.report import RunReport
     from executor.running import RunOptions, run
     from executor.session import RunResult, Session
     from executor.verification import verify
 
-__all__ = ["RunOptions", "RunReport", "RunResult", "Session", "run", "verify"]
+__all__ = ["RunOptions", "RunReport", "RunResult", "Session", "rehearse", "run", "verify"]
 
 _HOMES = {
     "RunOptions": "executor.running",
     "RunReport": "executor.report",
     "RunResult": "executor.session",
     "Session": "executor.session",
+    "rehearse": "executor.rehearsal",
     "run": "executor.running",
     "verify": "executor.verification",
 }

@@ -8,9 +8,11 @@ A bundle is a directory on this machine with ``bundle.json``, one ``rank-R.json`
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 
 from executor.distribute import WEIGHTS_FILE
@@ -18,7 +20,9 @@ from executor.schedule import Schedule
 from planner.planfile import Plan
 from profiler.capture import Captured
 from profiler.documents import write_atomically
+from profiler.graph import ModelGraph
 from profiler.program import StageProgram
+from profiler.weights import Recipe
 
 
 def write_bundle(
@@ -35,17 +39,9 @@ def write_bundle(
     ranks cannot read ``directory``: weights that are only there are marked as held by rank 0.
     """
     schedule = Schedule(plan, captured.graph)
-    shared = {
-        "plan": plan.model_dump(mode="json", exclude_none=True),
-        "graph": captured.graph.model_dump(mode="json", exclude_none=True),
-        "threads": threads,
-    }
-    write_atomically(directory / "bundle.json", json.dumps(shared))
-    constants = {
-        name: tensor.detach().cpu().clone().contiguous()
-        for name, tensor in captured.constants.items()
-    }
-    save_file(constants, directory / "constants.safetensors")
+    write_shared(
+        directory, plan=plan, graph=captured.graph, threads=threads, constants=captured.constants
+    )
     programs = {b.rank: stage_program(schedule, captured, b.rank) for b in plan.spec.ranks}
     needed = dict.fromkeys(
         captured.stored_as[port.weight]
@@ -63,16 +59,52 @@ def write_bundle(
             for name, recipe in recipes.items()
         }
     for rank, program in programs.items():
-        own: dict[str, Any] = {"program": None, "recipes": {}}
-        if program is not None:
-            own["program"] = program.to_data()
-            own["recipes"] = {
-                port.weight: recipes[captured.stored_as[port.weight]]
-                for port in program.weights
-                if not port.constant
-            }
-        write_atomically(directory / f"rank-{rank}.json", json.dumps(own))
+        if program is None:
+            write_rank(directory, rank)
+            continue
+        own = {
+            port.weight: recipes[captured.stored_as[port.weight]]
+            for port in program.weights
+            if not port.constant
+        }
+        write_rank(directory, rank, program=program, recipes=own)
     return schedule
+
+
+def write_shared(
+    directory: Path,
+    *,
+    plan: Plan,
+    graph: ModelGraph,
+    threads: Mapping[int, int],
+    constants: Mapping[str, torch.Tensor],
+) -> None:
+    """Write what all ranks read."""
+    shared = {
+        "plan": plan.model_dump(mode="json", exclude_none=True),
+        "graph": graph.model_dump(mode="json", exclude_none=True),
+        "threads": dict(threads),
+    }
+    write_atomically(directory / "bundle.json", json.dumps(shared))
+    held = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in constants.items()}
+    save_file(held, directory / "constants.safetensors")
+
+
+def write_rank(
+    directory: Path,
+    rank: int,
+    *,
+    program: StageProgram | None = None,
+    recipes: Mapping[str, Recipe] | None = None,
+    waits: Sequence[float] | None = None,
+) -> None:
+    """Write what one rank reads: its stage and where its weights are, or how long it waits."""
+    own: dict[str, Any] = {
+        "program": None if program is None else program.to_data(),
+        "recipes": dict(recipes or {}),
+        "waits": None if waits is None else list(waits),
+    }
+    write_atomically(directory / f"rank-{rank}.json", json.dumps(own))
 
 
 def stage_program(schedule: Schedule, captured: Captured, rank: int) -> StageProgram | None:

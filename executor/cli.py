@@ -94,6 +94,8 @@ def _run_as_rank(  # noqa: PLR0913  (what the command was given)
     if environment.rank != 0:
         world.follow()
         return
+    # Only rank 0 captures the model: the others stay without what that loads.
+    from executor.bundle import write_bundle
     from executor.inputs import prepare_inputs, read_tensors
     from executor.outputs import answer_leaves, answer_tensors, write_tensors
     from executor.preflight import preflight
@@ -114,7 +116,12 @@ def _run_as_rank(  # noqa: PLR0913  (what the command was given)
     except ApportionError as error:
         world.refuse(error)
         raise
-    gathered, started, ran = world.lead(captured, prepared, threads=rank_threads(loaded, sources))
+    threads = rank_threads(loaded, sources)
+
+    def write(directory: Path) -> None:
+        write_bundle(directory, plan=loaded, captured=captured, threads=threads, shared_disk=False)
+
+    gathered, started, ran = world.lead(write, prepared)
     answer = captured.unflatten_outputs(answer_leaves(captured, gathered, prepared))
     if outputs is not None:
         write_tensors(outputs, answer_tensors(captured, answer))
@@ -124,6 +131,73 @@ def _run_as_rank(  # noqa: PLR0913  (what the command was given)
         ran=ran,
         num_items=prepared.num_items,
         start_s=max(s["start_s"] for s in started),
+    )
+    _finish(made, loaded, report, Format.TEXT)
+
+
+@app.command()
+def rehearse(
+    plan: PlanArgument,
+    batches: Annotated[int, typer.Option(help="Batches of zeros to send through.")] = 20,
+    report: ReportOption = None,
+    timeout: TimeoutOption = 120.0,
+    form: FormatOption = Format.TEXT,
+) -> None:
+    """Try a plan without its model: real ranks and messages, waiting instead of computing.
+
+    Ranks wait for the profile's times; its file must be where the plan says. Alone on this
+    machine, or as one of torchrun's processes on the real hosts.
+
+    Example: apportion rehearse plan.yaml --batches 50 --report rehearsal.json
+    """
+    from executor.torchrun import Environment
+
+    if report is not None:
+        require_writable(report)
+    environment = Environment.read()
+    if environment is not None:
+        _rehearse_as_rank(plan, batches, report, timeout, environment)
+        return
+    from executor.rehearsal import rehearse as rehearse_plan
+    from executor.running import RunOptions, load_plan
+
+    loaded, _ = load_plan(plan)
+    made = rehearse_plan(plan, batches=batches, options=RunOptions(timeout_s=timeout))
+    _finish(made, loaded, report, form)
+
+
+def _rehearse_as_rank(
+    plan_path: Path, batches: int, report: Path | None, timeout: float, environment: Any
+) -> None:
+    """One of torchrun's processes in a rehearsal."""
+    from executor.torchrun import World, require_world
+    from planner.planfile import Plan
+
+    loaded = Plan.load(plan_path)
+    require_world(loaded, environment)
+    world = World(loaded, environment, timeout_s=timeout)
+    if environment.rank != 0:
+        world.follow()
+        return
+    from executor.rehearsal import rehearsal_report, require_rehearsable, write_rehearsal, zeros
+    from executor.running import RunOptions
+    from executor.schedule import Schedule
+
+    try:
+        sources = require_rehearsable(loaded, plan_path, RunOptions(timeout_s=timeout), batches)
+    except ApportionError as error:
+        world.refuse(error)
+        raise
+    inputs = zeros(loaded, sources.profile.model)
+    _, started, ran = world.lead(
+        lambda directory: write_rehearsal(directory, loaded, sources), inputs, repeats=batches
+    )
+    made = rehearsal_report(
+        Schedule(loaded, sources.profile.model),
+        started,
+        ran,
+        inputs.num_items,
+        max(s["start_s"] for s in started),
     )
     _finish(made, loaded, report, Format.TEXT)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import fx
+from torch import nn
 
 from executor.aggregation import Aggregator, choose_aggregator
 from executor.schedule import Interval, Message, Piece, Schedule, StageRole, StepWork
@@ -48,7 +48,7 @@ class StageModule:
 
     role: StageRole
     program: StageProgram
-    module: fx.GraphModule
+    module: nn.Module
     device: torch.device
     changes: frozenset[str] = frozenset()
 

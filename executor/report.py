@@ -73,7 +73,8 @@ class RunReport(Document):
     """One run of a plan.
 
     ``period_s`` is the time between finished batches once the pipeline is full (absent for a
-    single batch), ``latency_s`` the time of a run of one batch (absent otherwise).
+    single batch), ``latency_s`` the time of a run of one batch (absent otherwise). ``rehearsed``:
+    the ranks waited for the profile's times instead of computing.
     """
 
     kind: Literal["RunReport"] = "RunReport"
@@ -88,6 +89,7 @@ class RunReport(Document):
     start_s: float
     ranks: tuple[RankReport, ...]
     outputs: OutputCheck | None = None
+    rehearsed: bool = False
     environment: dict[str, str]
 
 

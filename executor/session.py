@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from executor.bundle import write_bundle
 from executor.inputs import RunInputs, prepare_inputs
-from executor.local import LocalRanks
+from executor.local import LocalRanks, Message
 from executor.outputs import answer_leaves
 from executor.preflight import preflight
 from executor.report import RunReport, make_report
@@ -68,6 +68,39 @@ class StartedRanks:
             shutil.rmtree(self.directory, ignore_errors=True)
             raise
 
+    def start(self) -> list[Message]:
+        """Have the ranks load what was written for them; what each says when ready.
+
+        Raises:
+            RankFailedError: a rank could not start.
+        """
+        self.processes.command({"command": "start"})
+        return self.processes.reports()
+
+    def run(
+        self, prepared: RunInputs, *, repeats: int = 1, boundaries: Path | None = None
+    ) -> tuple[list[Message], Mapping[str, torch.Tensor]]:
+        """Run inputs through the ranks: what each measured, and the answer's tensors.
+
+        Raises:
+            RankFailedError: a rank failed.
+        """
+        inputs, outputs = self.directory / "in.safetensors", self.directory / "out.safetensors"
+        save_file({k: v.cpu().contiguous() for k, v in prepared.tensors.items()}, inputs)
+        self.processes.command(
+            {
+                "command": "run",
+                "items": prepared.num_items,
+                "symbols": prepared.symbols,
+                "inputs": str(inputs),
+                "outputs": str(outputs),
+                "repeats": repeats,
+                "boundaries": str(boundaries) if boundaries else None,
+            }
+        )
+        ran = self.processes.reports()
+        return ran, _loaded(outputs)
+
     def close(self) -> None:
         """End the processes and remove what was written for them; safe to call twice."""
         self.processes.stop()
@@ -106,8 +139,7 @@ class Session:
             self.schedule = write_bundle(
                 ranks.directory, plan=plan, captured=captured, threads=rank_threads(plan, sources)
             )
-            ranks.processes.command({"command": "start"})
-            self._ready = ranks.processes.reports()
+            self._ready = ranks.start()
         except BaseException:
             self.close()
             raise
@@ -136,23 +168,8 @@ class Session:
         if self._ranks is None:
             raise InvalidInputError("the session is closed")
         list(self.schedule.steps(prepared.num_items))
-        directory, processes = self._ranks.directory, self._ranks.processes
-        inputs, outputs = directory / "in.safetensors", directory / "out.safetensors"
-        save_file({k: v.cpu().contiguous() for k, v in prepared.tensors.items()}, inputs)
         try:
-            processes.command(
-                {
-                    "command": "run",
-                    "items": prepared.num_items,
-                    "symbols": prepared.symbols,
-                    "inputs": str(inputs),
-                    "outputs": str(outputs),
-                    "repeats": repeats,
-                    "boundaries": str(boundaries) if boundaries else None,
-                }
-            )
-            ran = processes.reports()
-            gathered = _loaded(outputs)
+            ran, gathered = self._ranks.run(prepared, repeats=repeats, boundaries=boundaries)
         except BaseException:
             self.close()
             raise

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from executor.pipeline import StageModule
 from executor.schedule import Schedule
+from executor.waiting import WaitingStage, waiting_program
 from planner.planfile import Plan
 from profiler.build import build_stage
 from profiler.graph import ModelGraph
@@ -25,7 +26,10 @@ from profiler.weights import Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class RankBundle:
-    """A bundle as one rank reads it. ``program`` is None for a rank without a stage."""
+    """A bundle as one rank reads it. ``program`` is None for a rank without a stage.
+
+    ``waits`` are set in a rehearsal: seconds that the stage waits for 1, 2, ... items.
+    """
 
     directory: Path
     plan: Plan
@@ -33,6 +37,7 @@ class RankBundle:
     threads: dict[int, int]
     program: StageProgram | None
     recipes: dict[str, Recipe]
+    waits: list[float] | None
 
     @staticmethod
     def read(directory: Path, rank: int) -> RankBundle:
@@ -46,6 +51,7 @@ class RankBundle:
             threads={int(k): v for k, v in shared["threads"].items()},
             program=None if own["program"] is None else StageProgram.from_data(own["program"]),
             recipes=own["recipes"],
+            waits=own["waits"],
         )
 
 
@@ -62,6 +68,10 @@ def load_stage(
     ``read`` fills a tensor by a recipe. Tied weights of one stage are held once.
     """
     role = schedule.role(rank)
+    if role is not None and bundle.waits is not None:
+        program = waiting_program(bundle.graph, role)
+        waiting = WaitingStage(bundle.graph, program.outputs, bundle.waits)
+        return StageModule(role=role, program=program, module=waiting, device=torch.device("cpu"))
     if role is None or bundle.program is None:
         return None
     constants = load_file(bundle.directory / "constants.safetensors")

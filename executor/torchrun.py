@@ -12,7 +12,7 @@ import json
 import os
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,6 @@ from profiler.errors import ApportionError, InvalidInputError, RankFailedError, 
 
 if TYPE_CHECKING:
     from executor.inputs import RunInputs
-    from profiler.capture import Captured
 
 Message = dict[str, Any]
 
@@ -152,18 +151,16 @@ class World:
             ) from error
 
     def lead(
-        self, captured: Captured, prepared: RunInputs, *, threads: dict[int, int]
+        self, write: Callable[[Path], object], prepared: RunInputs, *, repeats: int = 1
     ) -> tuple[dict[str, Any], list[Message], list[Message]]:
-        """Be rank 0: give every rank its part, run, and gather answers and reports."""
+        """Be rank 0: give every rank its part, run, and gather answers and reports.
+
+        ``write`` puts what the ranks need into a directory (as ``executor.bundle`` does).
+        """
         from safetensors.torch import load_file, save_file
 
-        # Only rank 0 captures the model: the others stay without what that loads.
-        from executor.bundle import write_bundle
-
         with _directory() as directory:
-            write_bundle(
-                directory, plan=self.plan, captured=captured, threads=threads, shared_disk=False
-            )
+            write(directory)
             self._publish(directory)
             inputs, outputs = directory / "in.safetensors", directory / "out.safetensors"
             save_file({k: v.cpu().contiguous() for k, v in prepared.tensors.items()}, inputs)
@@ -173,6 +170,7 @@ class World:
                 "symbols": prepared.symbols,
                 "inputs": str(inputs),
                 "outputs": str(outputs),
+                "repeats": repeats,
             }
             self.store.set("command", json.dumps(command))
             self._serve(directory, command)
