@@ -28,28 +28,35 @@ class Pending:
 
 
 class Transport:
-    """The messages of one rank."""
+    """The messages of one rank; to be made once it has joined the process group.
+
+    Talks to the group itself: ``dist.isend`` and ``dist.irecv`` check on every call what is known
+    here, which takes longer than a short message on a fast link.
+    """
 
     def __init__(self, *, rank: int, timeout_s: float) -> None:
         self.rank = rank
         self.timeout_s = timeout_s
         self._timeout = timedelta(seconds=timeout_s)
+        group = dist.group.WORLD
+        assert group is not None
+        self._group = group
 
     def send(self, tensor: torch.Tensor, message: Message) -> Pending:
         """Start sending ``tensor`` (any device, any strides)."""
-        host = tensor.detach().to("cpu").contiguous()
+        host = tensor
+        if not (tensor.is_cpu and tensor.is_contiguous()):
+            host = tensor.detach().to("cpu").contiguous()
         work = None
         if host.numel():
-            work = self._guarded(dist.isend(_bytes(host), message.target, tag=message.tag), message)
+            work = self._group.send([_plain(host)], message.target, message.tag)
         return Pending(work=work, tensor=host, message=message, sending=True)
 
     def receive(self, buffer: torch.Tensor, message: Message) -> Pending:
         """Start receiving into ``buffer`` (contiguous, on the host)."""
         work = None
         if buffer.numel():
-            work = self._guarded(
-                dist.irecv(_bytes(buffer), message.source, tag=message.tag), message
-            )
+            work = self._group.recv([_plain(buffer)], message.source, message.tag)
         return Pending(work=work, tensor=buffer, message=message, sending=False)
 
     def finish(self, pending: Pending) -> torch.Tensor:
@@ -64,12 +71,6 @@ class Transport:
             except RuntimeError as error:
                 raise RankFailedError(self._explain(pending, error)) from error
         return pending.tensor
-
-    @staticmethod
-    def _guarded(work: dist.Work | None, message: Message) -> dist.Work:
-        if work is None:
-            raise RankFailedError(f"rank {message.source} and {message.target} share no group")
-        return work
 
     def _explain(self, pending: Pending, error: RuntimeError) -> str:
         message = pending.message
@@ -86,7 +87,23 @@ class Transport:
         )
 
 
-def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """The memory of a contiguous tensor as bytes: gloo then takes every dtype."""
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """The memory of a contiguous tensor as a tensor of a dtype that every backend moves."""
+    if tensor.dtype in _MOVED:
+        return tensor
     flat = tensor.reshape(-1) if tensor.ndim else tensor.reshape(1)
     return flat.view(torch.uint8)
+
+
+_MOVED = frozenset(
+    {
+        torch.float64,
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.int64,
+        torch.int32,
+        torch.int8,
+        torch.uint8,
+    }
+)

@@ -1,0 +1,271 @@
+"""Moving tensors between two ranks: beside bare gloo, beside raw TCP, beside computing.
+
+    python benchmarks/transport.py [--quick] [--json FILE]
+
+Two processes on loopback; every comparison alternates its sides, medians count. Streams keep
+``WINDOW`` messages under way, as ranks do; the same buffers and windows on every side.
+
+``bandwidth_over_raw_gloo_min``: the worst over message sizes from 1 MiB on. The limit is 1.
+``bandwidth_over_raw_tcp_1mib``: beside a plain socket that streams as fast as it can.
+``hop_over_bare_gloo``: one tiny message to the other rank and back, over bare ``isend``/``irecv``.
+``overlap_fraction``: how much of the shorter of sending and computing is hidden behind the other,
+where the device has a core to spare; 1 is all of it.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.records import Record, parser, publish, record
+from executor.schedule import Message
+from executor.transport import Transport
+
+WINDOW = 4
+SIZES = (2**20, 4 * 2**20, 16 * 2**20)
+TINY_BYTES = 4
+
+
+class Pair:
+    """One of the two ranks, with every way of moving bytes to the other."""
+
+    def __init__(self, rank: int, store: str, port: int) -> None:
+        torch.set_num_threads(1)
+        self.rank, self.other = rank, 1 - rank
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+        self.transport = Transport(rank=rank, timeout_s=60.0)
+        if rank == 0:
+            server = socket.create_server(("127.0.0.1", port))
+            dist.barrier()
+            self.wire, _ = server.accept()
+        else:
+            dist.barrier()
+            self.wire = socket.create_connection(("127.0.0.1", port))
+        self.wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def message(self, tag: int) -> Message:
+        """A message from rank 0 to rank 1."""
+        return self._message(tag, 0)
+
+    def _message(self, tag: int, source: int) -> Message:
+        return Message(
+            tag=tag,
+            tensor="x",
+            source=source,
+            target=1 - source,
+            source_piece=0,
+            target_piece=0,
+            items=None,
+        )
+
+    def timed(self, work: Callable[[], None]) -> float:
+        """Seconds of ``work`` on both ranks together."""
+        dist.barrier()
+        start = time.perf_counter()
+        work()
+        dist.barrier()
+        return time.perf_counter() - start
+
+    def stream_ours(self, buffers: list[torch.Tensor], count: int) -> None:
+        """``count`` messages through the transport."""
+        under_way = []
+        for i in range(count):
+            if len(under_way) == WINDOW:
+                self.transport.finish(under_way.pop(0))
+            start = self.transport.send if self.rank == 0 else self.transport.receive
+            under_way.append(start(buffers[i % WINDOW], self.message(0)))
+        for one in under_way:
+            self.transport.finish(one)
+
+    def stream_gloo(self, buffers: list[torch.Tensor], count: int) -> None:
+        """``count`` messages through bare gloo."""
+        under_way = []
+        for i in range(count):
+            if len(under_way) == WINDOW:
+                under_way.pop(0).wait()
+            start = dist.isend if self.rank == 0 else dist.irecv
+            work = start(buffers[i % WINDOW], self.other, tag=0)
+            assert work is not None
+            under_way.append(work)
+        for one in under_way:
+            one.wait()
+
+    def stream_tcp(self, buffers: list[torch.Tensor], count: int) -> None:
+        """``count`` messages through a plain socket."""
+        for i in range(count):
+            view = memoryview(buffers[i % WINDOW].numpy())
+            if self.rank == 0:
+                self.wire.sendall(view)
+            else:
+                got = 0
+                while got < len(view):
+                    got += self.wire.recv_into(view[got:])
+
+    def hops_ours(self, buffer: torch.Tensor, count: int) -> None:
+        """``count`` round trips of a tiny message through the transport."""
+        for _ in range(count):
+            for source in (0, 1):
+                start = self.transport.send if self.rank == source else self.transport.receive
+                self.transport.finish(start(buffer, self._message(0, source)))
+
+    def hops_gloo(self, buffer: torch.Tensor, count: int) -> None:
+        """``count`` round trips through bare gloo."""
+        for _ in range(count):
+            for source in (0, 1):
+                start = dist.isend if self.rank == source else dist.irecv
+                work = start(buffer, self.other, tag=0)
+                assert work is not None
+                work.wait()
+
+
+def serve(rank: int, store: str, port: int, quick: bool) -> dict[str, dict[str, list[float]]]:
+    """Be one rank; the seconds of every side of every comparison."""
+    pair = Pair(rank, store, port)
+    repeats = 5 if quick else 15
+    found: dict[str, dict[str, list[float]]] = {}
+
+    def compare(name: str, sides: dict[str, Callable[[], None]]) -> None:
+        for work in sides.values():
+            pair.timed(work)
+        for _ in range(repeats):
+            for side, work in sides.items():
+                found.setdefault(name, {}).setdefault(side, []).append(pair.timed(work))
+
+    for size in SIZES:
+        buffers = [torch.zeros(size, dtype=torch.uint8) for _ in range(WINDOW)]
+        count = max(4, (64 if quick else 128) * 2**20 // size)
+        compare(
+            str(size),
+            {
+                "ours": lambda b=buffers, n=count: pair.stream_ours(b, n),  # type: ignore[misc]
+                "gloo": lambda b=buffers, n=count: pair.stream_gloo(b, n),  # type: ignore[misc]
+                "tcp": lambda b=buffers, n=count: pair.stream_tcp(b, n),  # type: ignore[misc]
+            },
+        )
+    tiny = torch.zeros(TINY_BYTES, dtype=torch.uint8)
+    compare(
+        "hop",
+        {
+            "ours": lambda: pair.hops_ours(tiny, 200),
+            "gloo": lambda: pair.hops_gloo(tiny, 200),
+        },
+    )
+    overlap(pair, compare)
+    return found
+
+
+def overlap(pair: Pair, compare: Callable[[str, dict[str, Callable[[], None]]], None]) -> None:
+    """Rank 0 sends, alone, beside its own computing, and only computes; rank 1 takes."""
+    buffers = [torch.zeros(2**20, dtype=torch.uint8) for _ in range(WINDOW)]
+    square = torch.randn(256, 256)
+    messages, products = 64, 60
+
+    def compute() -> None:
+        if pair.rank == 0:
+            for _ in range(products):
+                torch.mm(square, square)
+
+    def both() -> None:
+        # Messages are started while computing goes on; what is under way stays so.
+        if pair.rank == 1:
+            pair.stream_ours(buffers, messages)
+            return
+        under_way = []
+        for i in range(messages):
+            if len(under_way) == WINDOW:
+                pair.transport.finish(under_way.pop(0))
+            under_way.append(pair.transport.send(buffers[i % WINDOW], pair.message(0)))
+            if i < products:
+                torch.mm(square, square)
+        for one in under_way:
+            pair.transport.finish(one)
+
+    compare(
+        "overlap",
+        {
+            "send": lambda: pair.stream_ours(buffers, messages),
+            "compute": compute,
+            "both": both,
+        },
+    )
+
+
+def records_of(found: dict[str, dict[str, list[float]]]) -> list[Record]:
+    """The figures from rank 0's seconds."""
+    made = []
+    over_gloo = []
+    for size in SIZES:
+        sides = found[str(size)]
+        ratio = _ratio(sides["gloo"], sides["ours"])
+        over_gloo.append(ratio)
+        made.append(record(f"bandwidth_over_raw_gloo_{size >> 20}mib", ratio, "ratio"))
+    sides = found[str(2**20)]
+    overlap_sides = {side: statistics.median(times) for side, times in found["overlap"].items()}
+    hidden = overlap_sides["send"] + overlap_sides["compute"] - overlap_sides["both"]
+    shorter = min(overlap_sides["send"], overlap_sides["compute"])
+    repeats = len(sides["ours"])
+    about = {"window": WINDOW, "repeats": repeats, "torch": torch.__version__}
+    hop_us = statistics.median(found["hop"]["ours"]) / 400 * 1e6
+    return [
+        *made,
+        record("bandwidth_over_raw_gloo_min", min(over_gloo), "ratio", **about),
+        record(
+            "bandwidth_over_raw_tcp_1mib", _ratio(sides["tcp"], sides["ours"]), "ratio", **about
+        ),
+        record(
+            "hop_over_bare_gloo",
+            _ratio(found["hop"]["ours"], found["hop"]["gloo"]),
+            "ratio",
+            hop_us=round(hop_us, 1),
+            **about,
+        ),
+        record("overlap_fraction", hidden / shorter, "fraction", **about),
+    ]
+
+
+def _ratio(one: list[float], other: list[float]) -> float:
+    """Median of the pairs' ratios."""
+    return statistics.median(a / b for a, b in zip(one, other, strict=True))
+
+
+def main() -> None:
+    """Measure and publish."""
+    flags = parser(__doc__)
+    flags.add_argument("--serve", nargs=3, metavar=("RANK", "STORE", "PORT"), help="its own use")
+    args = flags.parse_args()
+    if args.serve:
+        found = serve(int(args.serve[0]), args.serve[1], int(args.serve[2]), args.quick)
+        print(json.dumps(found))
+        return
+    with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+        free.close()
+        command = [sys.executable, __file__, *(["--quick"] if args.quick else [])]
+        ranks = [
+            subprocess.Popen(
+                [*command, "--serve", str(rank), f"{folder}/store", str(port)],
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for rank in (0, 1)
+        ]
+        outputs = [rank.communicate()[0] for rank in ranks]
+    if any(rank.returncode for rank in ranks):
+        sys.exit("a rank failed; its messages stand above")
+    publish(records_of(json.loads(outputs[0])), args.json)
+
+
+if __name__ == "__main__":
+    main()
