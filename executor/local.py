@@ -11,7 +11,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,23 @@ STOP_S = 5.0
 """How long ranks may take to stop by themselves."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where on this machine a rank runs: a network namespace, control groups, variables.
+
+    ``process_files`` are the files into which a process writes its id to join a group.
+    """
+
+    namespace: str
+    process_files: tuple[str, ...]
+    environment: Mapping[str, str]
+
+
 class LocalRanks:
     """The processes of a plan on this machine.
 
-    ``describe`` names a rank for messages (its device and stage).
+    ``describe`` names a rank for messages (its device and stage). ``places`` are where ranks run,
+    in rank order; without them, here.
     """
 
     def __init__(
@@ -42,6 +56,7 @@ class LocalRanks:
         *,
         timeout_s: float,
         describe: Callable[[int], str],
+        places: Sequence[Place] = (),
     ) -> None:
         self.num_ranks = num_ranks
         self.timeout_s = timeout_s
@@ -68,6 +83,7 @@ class LocalRanks:
             "lifeline": lifeline_read,
             "status": status_write,
             "controls": [other.fileno() for other in theirs],
+            "places": [asdict(place) for place in places],
         }
         given = [lifeline_read, status_write, *(other.fileno() for other in theirs)]
         # A session of its own: Ctrl-C reaches the caller alone, which then ends the ranks.

@@ -10,6 +10,7 @@ gone, however it went, the ranks end.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import socket
@@ -94,6 +95,8 @@ def _be_rank(order: Message, rank: int, fd: int) -> None:
     control = SocketControl(fd)
     code = 0
     try:
+        if order["places"]:
+            _enter(order["places"][rank])
         # The caller writes the bundle while torch is being imported here.
         if control.next() is None:
             os._exit(0)
@@ -118,6 +121,23 @@ def _be_rank(order: Message, rank: int, fd: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+CLONE_NEWNET = 0x40000000
+"""From ``sched.h``; Python knows it, and ``setns``, from 3.12 on."""
+
+
+def _enter(place: Message) -> None:
+    """Move this process into an emulated host: its limits, its network, its variables."""
+    for file in place["process_files"]:
+        Path(file).write_text(str(os.getpid()))
+    namespace = os.open(place["namespace"], os.O_RDONLY)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(namespace, CLONE_NEWNET):
+        number = ctypes.get_errno()
+        raise OSError(number, f"cannot enter {place['namespace']}: {os.strerror(number)}")
+    os.close(namespace)
+    os.environ.update(place["environment"])
 
 
 def _watch(lifeline: int) -> None:

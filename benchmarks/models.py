@@ -1,0 +1,65 @@
+"""Models of real shapes whose steps finish on a slow core: for benchmarks of whole plans.
+
+Random weights, fixed seeds. Each factory gives the module and example inputs, as apportion takes
+them: ``benchmarks.models:resnet50``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from tests.support.zoo import ResNet50
+
+Made = tuple[nn.Module, Any]
+
+TOKENS = 64
+
+
+def resnet50() -> Made:
+    """ResNet-50 at full width; images of 96 x 96, 1.5 GFLOP each."""
+    torch.manual_seed(0)
+    return ResNet50(width=64, classes=1000).eval(), torch.randn(2, 3, 96, 96)
+
+
+def bert() -> Made:
+    """BERT's shape at a third of base's width: 12 layers of 384, 64 tokens."""
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=8192, hidden_size=384, num_hidden_layers=12, num_attention_heads=6,
+        intermediate_size=1536, max_position_embeddings=128,
+    )  # fmt: skip
+    ids = torch.randint(0, 8192, (2, TOKENS))
+    return BertModel(config).eval(), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def vit() -> Made:
+    """ViT's shape, 12 layers of 256; images of 112 x 112 in 50 patches."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=256, num_hidden_layers=12, num_attention_heads=4, intermediate_size=1024,
+        image_size=112, patch_size=16, num_labels=100,
+    )  # fmt: skip
+    return ViTForImageClassification(config).eval(), {"pixel_values": torch.randn(2, 3, 112, 112)}
+
+
+def llama() -> Made:
+    """A small Llama: 8 layers of 384 with grouped queries, 64 tokens, and its head."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=4096, hidden_size=384, num_hidden_layers=8, num_attention_heads=6,
+        num_key_value_heads=2, intermediate_size=1024, max_position_embeddings=128,
+    )  # fmt: skip
+    ids = torch.randint(0, 4096, (2, TOKENS))
+    return LlamaForCausalLM(config).eval(), {"input_ids": ids, "use_cache": False}
+
+
+MODELS = {"resnet50": resnet50, "bert": bert, "vit": vit, "llama": llama}
