@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 Controller = Literal["cpu", "memory"]
+CONTROLLERS: tuple[Controller, ...] = ("cpu", "memory")
 
 PROC = Path("/proc")
 
@@ -32,7 +33,7 @@ def hierarchy(controller: Controller, *, proc: Path = PROC) -> Hierarchy | None:
     """
     unified = None
     for line in _lines(proc / "self/mountinfo"):
-        # "36 35 98:0 /root /mount rw,... shared:1 - cgroup cgroup rw,memory"
+        # Fields: id, parent, device, root, mount point, ...; after the dash: kind, source, options.
         before, _, after = line.partition(" - ")
         fields, kind = before.split(), after.split()
         if len(fields) < 5 or len(kind) < 3:

@@ -148,10 +148,10 @@ class Cluster(Document):
 
         A plan does not go stale because a host moves or someone tries it on one machine.
         """
-        left_out = {"emulate": True, "hosts": {"__all__": {"address"}}}
-        return canonical_json(
-            self.model_dump(mode="json", exclude_defaults=True, exclude=left_out)
-        )
+        data = self.model_dump(mode="json", exclude_defaults=True, exclude={"emulate"})
+        for host in data["hosts"]:
+            host.pop("address", None)
+        return canonical_json(data)
 
     @cached_property
     def device(self) -> dict[str, Device]:
