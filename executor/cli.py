@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from executor.emulate.cli import app as hosts_app
 from profiler.console import Format, commands, note, write_json, write_result
 from profiler.documents import require_writable
 from profiler.errors import ApportionError, InvalidInputError
@@ -85,10 +86,14 @@ def _run_as_rank(  # noqa: PLR0913  (what the command was given)
     environment: Any,
 ) -> None:
     """One of torchrun's processes: rank 0 prepares and gathers, the others take part."""
+    from executor.placement import placed
     from executor.torchrun import World, require_world
     from planner.planfile import Plan
 
     loaded = Plan.load(plan_path)
+    environment = placed(environment, loaded)
+    if environment is None:
+        return
     require_world(loaded, environment)
     world = World(loaded, environment, timeout_s=timeout)
     if environment.rank != 0:
@@ -273,6 +278,7 @@ def _mount(name: str) -> None:
 
 _mount("profiler.cli")
 _mount("planner.cli")
+app.add_typer(hosts_app, name="hosts")
 
 
 def main() -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from executor.stores import below, put_bytes, tcp_store
 from planner.planfile import Plan
 from profiler import errors
 from profiler.errors import ApportionError, InvalidInputError, RankFailedError, StalePlanError
+from profiler.limits import host_name
 
 if TYPE_CHECKING:
     from executor.inputs import RunInputs
@@ -123,7 +123,7 @@ class World:
             )
         except (RuntimeError, dist.DistError) as error:
             raise RankFailedError(
-                f"rank {environment.rank} on {socket.gethostname()} cannot reach "
+                f"rank {environment.rank} on {host_name()} cannot reach "
                 f"{environment.master_addr}:{environment.master_port} in {timeout_s:g} s: {error}"
             ) from error
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")

@@ -11,7 +11,15 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from profiler.documents import Bytes, BytesPerSecond, Document, Record, Seconds
+from profiler.documents import (
+    Bytes,
+    BytesPerSecond,
+    Document,
+    Record,
+    Seconds,
+    canonical_json,
+)
+from profiler.emulation import Emulation
 from profiler.errors import InvalidInputError
 
 LOOPBACK_LATENCY_S = 150e-6
@@ -44,9 +52,13 @@ class Device(Record):
 
 
 class Host(Record):
-    """A machine: one address, some devices. ``cores`` are its processor threads, if known."""
+    """A machine: one address, some devices. ``cores`` are its processor threads, if known.
+
+    ``address`` is where other hosts reach it (a name or an IP address), if that is not ``name``.
+    """
 
     name: str = Field(min_length=1, pattern=r"^[^/\s]+$")
+    address: str | None = Field(default=None, min_length=1, pattern=r"^[^/\s]+$")
     cores: int | None = Field(default=None, ge=1)
     devices: tuple[Device, ...]
 
@@ -88,13 +100,18 @@ class DefaultLink(Record):
 
 
 class Cluster(Document):
-    """Everything a plan may use. The first device is where inputs enter and answers leave."""
+    """Everything a plan may use. The first device is where inputs enter and answers leave.
+
+    ``emulate`` says how one machine can stand in for the hosts (``apportion hosts``); plans do not
+    read it.
+    """
 
     kind: Literal["Cluster"] = "Cluster"
     format_version: str = "1.0"
     hosts: tuple[Host, ...]
     links: tuple[Link, ...] = ()
     default_link: DefaultLink = DefaultLink()
+    emulate: Emulation | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Cluster:
@@ -122,7 +139,19 @@ class Cluster(Document):
         if len(set(pairs)) != len(pairs):
             source, target = next(p for p in pairs if pairs.count(p) > 1)
             raise ValueError(f"link {source} -> {target} is listed twice")
+        if self.emulate is not None:
+            self.emulate.require_consistent(names)
         return self
+
+    def canonical(self) -> str:
+        """As for every record, without what no plan depends on: addresses and ``emulate``.
+
+        A plan does not go stale because a host moves or someone tries it on one machine.
+        """
+        data = self.model_dump(mode="json", exclude_defaults=True, exclude={"emulate"})
+        for host in data["hosts"]:
+            host.pop("address", None)
+        return canonical_json(data)
 
     @cached_property
     def device(self) -> dict[str, Device]:

@@ -24,10 +24,11 @@ from profiler.bench import LayerBench
 from profiler.capture import Captured, capture
 from profiler.cluster import Cluster, Device
 from profiler.companion import companions
-from profiler.discover import available_cores, discover, processor_name
+from profiler.discover import discover, processor_name
 from profiler.errors import InvalidInputError
 from profiler.itemwise import with_itemwise
 from profiler.journal import Journal
+from profiler.limits import available_cores
 from profiler.measure import UNSTABLE_SPREAD, Effort, Load, Progress, measure_layers
 from profiler.profile import Conditions, DeviceTimings, Measurement, Profile
 from profiler.segments import corrected, corrections, dispatch_s, measure_segments
