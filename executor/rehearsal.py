@@ -48,7 +48,7 @@ def rehearse(
     loaded, path = load_plan(plan)
     sources = require_rehearsable(loaded, path, options, batches)
     begun = time.monotonic()
-    ranks = StartedRanks(loaded, timeout_s=options.timeout_s)
+    ranks = StartedRanks(loaded, timeout_s=options.timeout_s, hosts=options.hosts)
     try:
         schedule = write_rehearsal(ranks.directory, loaded, sources)
         ready = ranks.start()

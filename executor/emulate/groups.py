@@ -26,6 +26,10 @@ REMOVE_S = 2.0
 """How long the kernel may take to let go of a group whose processes have ended."""
 
 
+_UNLIMITED = {"cpu.cfs_quota_us": "-1", "cpu.max": "max"}
+"""Files that limit processor time, and what they hold when nothing does."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Write:
     """One setting: the text that goes into a file. Optional ones may not exist on this kernel."""
@@ -41,6 +45,11 @@ class HostGroup:
 
     directories: tuple[Path, ...]
     writes: tuple[Write, ...]
+
+    @property
+    def quotas(self) -> tuple[Write, ...]:
+        """The settings that limit processor time."""
+        return tuple(write for write in self.writes if write.file.name in _UNLIMITED)
 
     @property
     def process_files(self) -> tuple[Path, ...]:
@@ -146,6 +155,18 @@ def make(group: HostGroup) -> None:
             f"cannot set up the control group of an emulated host: {error.filename}: "
             f"{error.strerror}; is /sys/fs/cgroup mounted for writing?"
         ) from error
+
+
+def lift(group: HostGroup) -> None:
+    """Take the limit off a host's processor time; :func:`enforce` puts it back."""
+    for write in group.quotas:
+        write.file.write_text(_UNLIMITED[write.file.name])
+
+
+def enforce(group: HostGroup) -> None:
+    """Limit a host's processor time as its cluster asks."""
+    for write in group.quotas:
+        write.file.write_text(write.text)
 
 
 def processes(directories: Iterable[Path]) -> set[int]:

@@ -19,6 +19,7 @@ from executor.emulate.layout import INTERFACE, PREFIX, HostLayout, Layout, layou
 from executor.emulate.network import Step, build_steps
 from executor.emulate.registry import Instance, Owner
 from executor.emulate.requirements import require_tools, shortfalls
+from executor.local import Place
 from profiler.cluster import Cluster
 from profiler.documents import canonical_json, digest
 from profiler.errors import EmulationError, InvalidInputError
@@ -112,6 +113,27 @@ class EmulatedHosts:
             raise InvalidInputError(f"nothing to run on host {name}: give a command")
         variables = {**os.environ, **self.environment(name), **(env or {})}
         return subprocess.Popen(self.command(name, argv), env=variables, **options)
+
+    def place(self, name: str) -> Place:
+        """Where a process that is running already moves to, to be inside a host."""
+        host = self.host(name)
+        return Place(
+            namespace=str(registry.NAMESPACES / host.namespace),
+            process_files=tuple(str(file) for file in self._groups[name].process_files),
+            environment=self.environment(name),
+        )
+
+    @contextmanager
+    def unlimited(self) -> Iterator[None]:
+        """Hosts without quotas of processor time inside the block: for loading, which takes
+        minutes on a tenth of a core, and is not what a plan is about."""
+        try:
+            for group in self._groups.values():
+                groups.lift(group)
+            yield
+        finally:
+            for group in self._groups.values():
+                groups.enforce(group)
 
     def memory_kills(self, name: str) -> int:
         """How many of a host's processes the kernel has killed for want of memory."""
