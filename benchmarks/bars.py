@@ -18,23 +18,17 @@ def bars_svg(title: str, groups: Sequence[tuple[str, Mapping[str, float]]]) -> s
     parts, y = [], 70
     for label, bars in groups:
         middle = y + BAR * len(bars) / 2 + 4
-        parts.append(
-            f'<text x="{LABEL - 10}" y="{middle:.0f}" text-anchor="end">{escape(label)}</text>'
-        )
+        parts.append(_text(LABEL - 10, middle, label, 'text-anchor="end"'))
         for name, value in bars.items():
             long = value * scale
-            parts.append(
-                f'<rect x="{LABEL}" y="{y}" width="{long:.1f}" height="{BAR - 2}" fill="{colour[name]}"/>'
-                f'<text x="{LABEL + long + 4:.1f}" y="{y + BAR - 3}" class="small">{value:.2f}</text>'
-            )
+            parts.append(_box(LABEL, y, long, BAR - 2, colour[name]))
+            parts.append(_text(LABEL + long + 4, y + BAR - 3, f"{value:.2f}", 'class="small"'))
             y += BAR
         y += GAP
     legend, x = [], 16
     for name in series:
-        legend.append(
-            f'<rect x="{x}" y="40" width="10" height="10" fill="{colour[name]}"/>'
-            f'<text x="{x + 14}" y="49" class="small">{escape(name)}</text>'
-        )
+        legend.append(_box(x, 40, 10, 10, colour[name]))
+        legend.append(_text(x + 14, 49, name, 'class="small"'))
         x += 30 + 6 * len(name)
     line = LABEL + scale
     return (
@@ -47,3 +41,11 @@ def bars_svg(title: str, groups: Sequence[tuple[str, Mapping[str, float]]]) -> s
         + f'\n<line x1="{line:.1f}" x2="{line:.1f}" y1="60" y2="{y - GAP}" stroke="#333" '
         'stroke-dasharray="4 3"/>\n</svg>\n'
     )
+
+
+def _text(x: float, y: float, text: str, style: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.0f}" {style}>{escape(text)}</text>'
+
+
+def _box(x: float, y: float, width: float, height: float, colour: str) -> str:
+    return f'<rect x="{x}" y="{y}" width="{width:.1f}" height="{height}" fill="{colour}"/>'

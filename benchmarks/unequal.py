@@ -28,8 +28,7 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.bars import bars_svg
 from benchmarks.cells import (
@@ -52,6 +51,7 @@ from planner.request import Objective
 from profiler.cluster import Cluster
 from profiler.profile import Profile
 
+ROOT = Path(__file__).resolve().parents[1]
 CLUSTERS = ("fast_and_slow", "slow_middle", "weak_device", "all_different")
 BATCH = 16
 TORCH = "torch pipelining"
