@@ -54,7 +54,7 @@ def run(  # noqa: PLR0913  (one parameter a flag)
 
     Several hosts: torchrun --nnodes 2 --nproc-per-node 2 ... -m executor run plan.yaml -i x.npz
     """
-    from executor.torchrun import Environment
+    from profiler.environment import Environment
 
     environment = Environment.read()
     if environment is not None:

@@ -34,18 +34,27 @@ class Measurement(Record):
     peak_bytes: int = Field(ge=0)
 
 
+class TwinCheck(Record):
+    """A few layers on ``device`` took ``ratio`` times as long as where they were measured."""
+
+    device: str
+    ratio: float = Field(gt=0)
+
+
 class DeviceTimings(Record):
     """The measurements of one device; ``measured_on`` names it, ``devices`` all it stands for.
 
     ``layers`` maps a layer's ``twin`` (or ``(prelude)``) to measurements by ascending ``items``.
     ``baseline_bytes`` is the resident memory of a rank before it holds any weight. ``dispatch_s``
     is what running a stage once costs a rank beside its layers: taking inputs, handing on results.
+    ``checks``: devices of other hosts that were given these figures and tried by a spot check.
     """
 
     measured_on: str
     devices: tuple[str, ...]
     baseline_bytes: int = Field(default=0, ge=0)
     dispatch_s: float = Field(default=0.0, ge=0)
+    checks: tuple[TwinCheck, ...] = ()
     layers: dict[str, tuple[Measurement, ...]]
 
     @model_validator(mode="after")
