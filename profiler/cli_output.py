@@ -31,9 +31,10 @@ def print_cluster(cluster: Cluster, output: str, form: Format) -> None:
         )
     measured = [link for link in cluster.links if link.error_fraction is not None]
     for link in measured[:SHOWN_LINKS]:
+        error = 100 * (link.error_fraction or 0.0)
         note(
             f"{link.source} -> {link.target}  {format_seconds(link.latency_s)} + "
-            f"{format_bytes_per_s(link.bytes_per_s)} (+/-{100 * (link.error_fraction or 0):.0f} %)  "
+            f"{format_bytes_per_s(link.bytes_per_s)} (+/-{error:.0f} %)  "
             f"takes {100 * link.send_occupancy:.0f} % from sending, "
             f"{100 * link.receive_occupancy:.0f} % from receiving"
             + (f"  wire {link.shares}" if link.shares else "")

@@ -1,10 +1,15 @@
-"""Latency and bandwidth of one direction of a link, fitted to measured times of messages.
+"""Latency and bandwidth of one direction of a link, from measured times of messages by size.
 
-The line ``t = latency + bytes / bandwidth`` is fitted to the median time of each size by least
-squares of the *relative* error (so that a message of 100 bytes counts as much as one of 10 MB),
-reweighted after Huber (so that one size that met a disturbance, or a step of the transport at some
-size, does not bend the line; Huber 1964, "Robust estimation of a location parameter"). Neither
-figure may be negative.
+The line is ``t = latency + bytes / bandwidth``. Least squares over all sizes would let small
+messages bend the bandwidth: shapers and switches let them through faster than the wire's rate
+(token buckets), transports change their way at some size. So each figure comes from the sizes that
+it rules, by medians throughout:
+
+* bandwidth from the sizes that take at least 1/100 of the longest time: the median of the slopes
+  between every two of them (Theil 1950, Sen 1968), of which more than a quarter of the sizes may be
+  disturbed before it is;
+* latency from the sizes of whose time the bandwidth makes up less than a tenth, the smallest at
+  least: the median of what is left.
 """
 
 from __future__ import annotations
@@ -12,18 +17,18 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
-ROUNDS = 20
-HUBER = 1.345
-"""Errors up to this many standard deviations count in full (95 % efficient for normal errors)."""
-MAD_SCALE = 1.4826
-"""Standard deviation over median absolute deviation, for normal errors."""
+LONG_FRACTION = 0.01
+"""Sizes that take this part of the longest time or more rule the bandwidth."""
+SHORT_FRACTION = 0.1
+"""Sizes of whose time the bandwidth makes up less than this rule the latency."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinkFit:
     """``error_fraction``: half of the messages of a size were within this part of the line (mean
-    over the sizes). ``samples`` is the number of messages timed."""
+    over the sizes it comes from). ``samples`` is the number of messages timed."""
 
     latency_s: float
     bytes_per_s: float
@@ -59,47 +64,28 @@ def fit_link(samples: Mapping[int, Sequence[float]]) -> LinkFit:
     """
     if len(samples) < 2:
         raise ValueError(f"a line needs messages of two sizes or more, not {sorted(samples)}")
-    points = sorted((size, statistics.median(times)) for size, times in samples.items())
-    weights = [1.0] * len(points)
-    for _ in range(ROUNDS):
-        latency, slope = _line(points, weights)
-        errors = [(latency + slope * size) / seconds - 1 for size, seconds in points]
-        scale = MAD_SCALE * statistics.median(abs(error) for error in errors)
-        limit = HUBER * scale
-        weights = [
-            1.0 if abs(error) <= limit or not limit else limit / abs(error) for error in errors
-        ]
+    points = [(size, statistics.median(times)) for size, times in sorted(samples.items())]
+    longest = max(seconds for _, seconds in points)
+    ruling = [point for point in points if point[1] >= LONG_FRACTION * longest]
+    seconds_per_byte = _slope(ruling if len(ruling) > 1 else points[-2:])
+    smallest, *others = points
+    short = [smallest, *(p for p in others if p[0] * seconds_per_byte < SHORT_FRACTION * p[1])]
+    latency_s = statistics.median(max(0.0, t - size * seconds_per_byte) for size, t in short)
     scatter = [
-        statistics.median(abs(t / (latency + slope * size) - 1) for t in times)
-        for size, times in samples.items()
+        statistics.median(abs(t / (latency_s + seconds_per_byte * size) - 1) for t in samples[size])
+        for size in sorted({size for size, _ in (*ruling, *short)})
     ]
     return LinkFit(
-        latency_s=latency,
-        bytes_per_s=1 / slope,
+        latency_s=latency_s,
+        bytes_per_s=1 / seconds_per_byte,
         error_fraction=statistics.fmean(scatter),
         samples=sum(map(len, samples.values())),
     )
 
 
-def _line(points: Sequence[tuple[int, float]], weights: Sequence[float]) -> tuple[float, float]:
-    """Intercept >= 0 and slope > 0 with the least weighted squares of relative errors.
-
-    Relative errors: divide the equation ``a + b n = t`` by ``t``, which gives ``a x + b y = 1``
-    with ``x = 1 / t``, ``y = n / t``. The optimum within bounds lies inside or on an edge.
-    """
-    rows = [(1 / t, n / t, w) for (n, t), w in zip(points, weights, strict=True)]
-    xx = sum(w * x * x for x, _, w in rows)
-    yy = sum(w * y * y for _, y, w in rows)
-    xy = sum(w * x * y for x, y, w in rows)
-    sx, sy = sum(w * x for x, _, w in rows), sum(w * y for _, y, w in rows)
-    determinant = xx * yy - xy * xy
-    if determinant > 1e-12 * xx * yy:
-        intercept = (sx * yy - sy * xy) / determinant
-        slope = (sy * xx - sx * xy) / determinant
-        if intercept >= 0 and slope > 0:
-            return intercept, slope
-        if slope <= 0:
-            # Larger messages are not slower: no bandwidth shows, only that it is at least this.
-            largest, seconds = points[-1]
-            return sx / xx, seconds / largest / len(points)
-    return 0.0, sy / yy
+def _slope(points: Sequence[tuple[int, float]]) -> float:
+    """Seconds per byte, above zero."""
+    slope = statistics.median((tb - ta) / (b - a) for (a, ta), (b, tb) in combinations(points, 2))
+    # Where larger messages are not slower no bandwidth shows, only that it is at least this.
+    size, seconds = points[-1]
+    return slope if slope > 0 else 0.1 * seconds / size

@@ -183,11 +183,14 @@ def _announced(wire: Wire) -> list[int]:
 def _fitting_sizes(wire: Wire, buffer: torch.Tensor) -> list[int]:
     """The sizes that do not take too long, at least two; each is tried once, in rising order."""
     fitting: list[int] = []
+    before = 0.0
     for size in SIZES:
-        fitting.append(size)
         (seconds,) = _send_pass(wire, buffer, [size])
-        if len(fitting) >= 2 and 4 * seconds > LONGEST_S:
+        fitting.append(size)
+        # The next size is four times as large; of its time only the growing part is.
+        if len(fitting) > 1 and seconds + 4 * max(0.0, seconds - before) > LONGEST_S:
             break
+        before = seconds
     return fitting
 
 

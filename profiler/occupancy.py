@@ -11,11 +11,10 @@ processor is full or its time is rationed, what the transport takes is lost to c
 
 from __future__ import annotations
 
-import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from queue import SimpleQueue
@@ -27,15 +26,17 @@ from profiler.linkfit import LinkFit
 from profiler.linkprobe import ANSWER_TAG, DATA_TAG, SIZES, TINY_BYTES, Wire
 from profiler.threads import computing_with
 
-WINDOW_S = 0.2
+WINDOW_S = 0.15
 """Seconds of one stretch of computing: many turns of a rationed processor (10 ms)."""
 MESSAGE_S = 0.005
 """Messages of the stream take about this long, as tensors between stages do."""
 SMALLEST_BYTES = 2**16
 MAX_MESSAGES = 400
-WINDOWS = 5
-SETTLED = 0.02
-"""Fewer windows are enough when the first three agree this well."""
+MIN_WINDOWS = 4
+MAX_WINDOWS = 12
+SETTLED_FRACTION = 0.03
+"""No more windows are needed when the quartiles of the speed alone are this close together, and
+those beside the stream."""
 IN_FLIGHT = 4
 """Messages under way at a time; a stream needs no more to flow."""
 
@@ -53,7 +54,7 @@ class Stream:
 
         >>> fit = LinkFit(latency_s=0, bytes_per_s=12.5e6, error_fraction=0, samples=9)
         >>> Stream.for_link(fit)
-        Stream(num_messages=38, num_bytes=65536)
+        Stream(num_messages=29, num_bytes=65536)
         """
         fitting = [s for s in SIZES if fit.transfer_time_s(s) <= MESSAGE_S]
         size = max(SMALLEST_BYTES, *fitting) if fitting else SMALLEST_BYTES
@@ -145,25 +146,63 @@ def measure_occupancy(
         RankFailedError: the other rank is gone, or nothing came through in time.
     """
     stream = Stream.for_link(fit)
-    expected_s = stream.num_messages * fit.transfer_time_s(stream.num_bytes)
-    lost: list[float] = []
+    alone: list[Window] = []
+    beside: list[Window] = []
     with computing_with(threads):
         for _ in range(3):
             piece()
-        before = _alone(piece)
-        while len(lost) < WINDOWS:
+        while len(beside) < MIN_WINDOWS or not (
+            len(beside) == MAX_WINDOWS or (_settled(alone) and _settled(beside))
+        ):
+            alone.append(_alone(piece))
             _tell(wire, more=True)
             begun = time.perf_counter()
             pieces = flow_through(wire, flow, stream, meanwhile=piece)
-            elapsed = time.perf_counter() - begun
-            after = _alone(piece)
-            # Compared with the mean of before and after: a drift of the machine's speed cancels.
-            lost.append((elapsed - pieces * (before + after) / 2) / expected_s)
-            before = after
-            if len(lost) == 3 and max(lost) - min(lost) <= SETTLED:
-                break
+            beside.append(Window(elapsed_s=time.perf_counter() - begun, pieces=pieces))
         _tell(wire, more=False)
-    return min(1.0, max(0.0, statistics.median(lost)))
+    transfer_s = stream.num_messages * fit.transfer_time_s(stream.num_bytes)
+    return occupancy(alone, beside, transfer_s=transfer_s)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """A stretch of computing: so many pieces in so many seconds."""
+
+    elapsed_s: float
+    pieces: int
+
+    @property
+    def piece_s(self) -> float:
+        """Seconds of one piece."""
+        return self.elapsed_s / self.pieces
+
+
+def occupancy(alone: Sequence[Window], beside: Sequence[Window], *, transfer_s: float) -> float:
+    """Computing time lost beside a stream, per second that its messages take; 0 to 1.
+
+    Whatever else disturbs a machine makes windows slower, never faster; so nearly the fastest
+    stands for each kind. A loss to the stream itself is in all windows beside it.
+
+    >>> def windows(pieces): return [Window(elapsed_s=0.2, pieces=pieces)] * 4
+    >>> occupancy(windows(100), windows(60), transfer_s=0.16)
+    0.5
+    """
+    piece_s = _low([window.piece_s for window in alone])
+    beside_s = _low([window.piece_s for window in beside])
+    elapsed_s = _low([window.elapsed_s for window in beside])
+    lost_s = elapsed_s * (1 - piece_s / beside_s)
+    return min(1.0, max(0.0, lost_s / transfer_s))
+
+
+def _low(values: Sequence[float]) -> float:
+    return sorted(values)[(len(values) - 1) // 8]
+
+
+def _settled(windows: Sequence[Window]) -> bool:
+    ordered = sorted(window.piece_s for window in windows)
+    quarter = (len(ordered) - 1) // 4
+    low, high = ordered[quarter], ordered[-1 - quarter]
+    return high - low <= SETTLED_FRACTION * low
 
 
 def serve_occupancy(wire: Wire, flow: Flow, fit: LinkFit) -> None:
@@ -210,11 +249,10 @@ def _tell(wire: Wire, *, more: bool) -> None:
     wire.wait(wire.send(word, ANSWER_TAG), TINY_BYTES)
 
 
-def _alone(piece: Callable[[], None]) -> float:
-    """Seconds of one piece, the mean over a window."""
+def _alone(piece: Callable[[], None]) -> Window:
     begun = time.perf_counter()
     pieces = 0
     while (elapsed := time.perf_counter() - begun) < WINDOW_S:
         piece()
         pieces += 1
-    return elapsed / pieces
+    return Window(elapsed_s=elapsed, pieces=pieces)
