@@ -55,7 +55,7 @@ def run(  # noqa: PLR0913  (one parameter a flag)
 
     Several hosts: torchrun --nnodes 2 --nproc-per-node 2 ... -m executor run plan.yaml -i x.npz
     """
-    from executor.torchrun import Environment
+    from profiler.environment import Environment
 
     environment = Environment.read()
     if environment is not None:
@@ -155,7 +155,7 @@ def rehearse(
 
     Example: apportion rehearse plan.yaml --batches 50 --report rehearsal.json
     """
-    from executor.torchrun import Environment
+    from profiler.environment import Environment
 
     if report is not None:
         require_writable(report)

@@ -18,7 +18,7 @@ from profiler.errors import InvalidInputError
 from profiler.limits import HOST_VARIABLE
 
 if TYPE_CHECKING:
-    from executor.torchrun import Environment
+    from profiler.environment import Environment
 
 
 def placed(

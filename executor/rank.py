@@ -23,9 +23,9 @@ from executor.distribute import RemoteWeights, send_weights
 from executor.pipeline import RankLoop, RankRecord
 from executor.schedule import Interval, Schedule
 from executor.stage import RankBundle, load_stage
-from executor.stores import Store, join_group
 from executor.transport import Transport
 from profiler.allocator import keep_freed_memory
+from profiler.stores import Store, join_group
 
 __all__ = ["Control", "RankOptions", "serve"]
 

@@ -50,6 +50,13 @@ class SegmentTiming(Record):
     spread: float = Field(ge=0)
 
 
+class TwinCheck(Record):
+    """A few layers on ``device`` took ``ratio`` times as long as where they were measured."""
+
+    device: str
+    ratio: float = Field(gt=0)
+
+
 class DeviceTimings(Record):
     """The measurements of one device; ``measured_on`` names it, ``devices`` all it stands for.
 
@@ -57,12 +64,14 @@ class DeviceTimings(Record):
     ``baseline_bytes`` is the resident memory of a rank before it holds any weight. ``dispatch_s``
     is what running a stage once costs a rank beside its layers: taking inputs, handing on results.
     ``segments`` are the runs of layers by which the layers' times were corrected.
+    ``checks``: devices of other hosts that were given these figures and tried by a spot check.
     """
 
     measured_on: str
     devices: tuple[str, ...]
     baseline_bytes: int = Field(default=0, ge=0)
     dispatch_s: float = Field(default=0.0, ge=0)
+    checks: tuple[TwinCheck, ...] = ()
     layers: dict[str, tuple[Measurement, ...]]
     segments: tuple[SegmentTiming, ...] = ()
 
