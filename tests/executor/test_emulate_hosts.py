@@ -18,13 +18,22 @@ from executor.emulate import EmulatedHosts, emulated, registry, teardown
 from executor.emulate.hosts import bring_up
 from executor.emulate.launch import run_on_one
 from profiler.errors import EmulationError, InvalidInputError, RankFailedError
-from tests.support.emulation import GIB, MB, Peers, link, make_cluster, require_emulation
+from tests.support.emulation import (
+    GIB,
+    MB,
+    MIB,
+    ROOT,
+    Peers,
+    grow,
+    hosts_command,
+    link,
+    make_cluster,
+    require_emulation,
+)
 
 require_emulation()
 pytestmark = pytest.mark.root
 
-ROOT = Path(__file__).parents[2]
-MIB = 2**20
 SOON_S = 10.0
 
 
@@ -78,18 +87,18 @@ class TestRates:
     )
     def test_each_direction_has_its_rate(self, flow: str, rate: float, peers: Peers) -> None:
         num_bytes = max(2_000_000, int(rate / 10))
-        seconds = sorted(peers.send(flow, num_bytes=num_bytes)[0] for _ in range(3))
-        assert num_bytes / seconds[1] == pytest.approx(rate, rel=0.1)
+        measured = sorted(peers.rate(flow, num_bytes=num_bytes) for _ in range(3))
+        assert measured[1] == pytest.approx(rate, rel=0.1)
 
     @pytest.mark.parametrize("num_bytes", [100_000, 500_000])
     def test_short_messages_are_not_faster(self, num_bytes: int, peers: Peers) -> None:
-        fastest = min(peers.send_and_hear("b>a", num_bytes=num_bytes) for _ in range(3))
+        fastest = min(peers.seconds("b>a", num_bytes=num_bytes) for _ in range(3))
         assert num_bytes / fastest <= 1.1 * 5 * MB
 
     def test_directions_do_not_disturb_each_other(self, peers: Peers) -> None:
-        fast, slow = peers.send("a>b", "b>a", num_bytes=2_000_000)
-        assert 2_000_000 / fast == pytest.approx(20 * MB, rel=0.1)
-        assert 2_000_000 / slow == pytest.approx(5 * MB, rel=0.1)
+        fast, slow = peers.rates("a>b", "b>a", num_bytes=2_000_000)
+        assert fast == pytest.approx(20 * MB, rel=0.1)
+        assert slow == pytest.approx(5 * MB, rel=0.1)
 
     @pytest.mark.parametrize(
         ("flows", "rate"),
@@ -104,12 +113,10 @@ class TestRates:
     def test_links_on_one_wire_share_its_rate(
         self, flows: list[str], rate: float, peers: Peers
     ) -> None:
-        num_bytes = 8_000_000 // len(flows)
-        seconds = peers.send(*flows, num_bytes=num_bytes)
-        assert len(flows) * num_bytes / max(seconds) == pytest.approx(rate, rel=0.1)
+        together = peers.rate(*flows, num_bytes=8_000_000 // len(flows))
+        assert together == pytest.approx(rate, rel=0.1)
         # One alone has all of it.
-        (alone,) = peers.send(flows[0], num_bytes=2_000_000)
-        assert 2_000_000 / alone == pytest.approx(rate, rel=0.1)
+        assert peers.rate(flows[0], num_bytes=2_000_000) == pytest.approx(rate, rel=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -141,16 +148,13 @@ def test_a_quota_limits_processor_time(hosts: EmulatedHosts) -> None:
     assert float(output(hosts, "small", *python("-c", BURN))) == pytest.approx(0.25, rel=0.15)
 
 
-GROW = f"held = bytearray({{}} * {MIB})\nfor i in range(0, len(held), 4096): held[i] = 1"
-
-
 def test_a_host_out_of_memory_is_named_with_its_limit(hosts: EmulatedHosts) -> None:
-    output(hosts, "small", *python("-c", GROW.format(32)))
+    output(hosts, "small", *python("-c", grow(32)))
     before = hosts.memory_kills("small")
     with pytest.raises(RankFailedError, match=r"host small ran out .* killed 1 .* limit of 64\.0"):
-        run_on_one(hosts, "small", python("-c", GROW.format(128)))
+        run_on_one(hosts, "small", python("-c", grow(128)))
     assert hosts.memory_kills("small") == before + 1
-    output(hosts, "free", *python("-c", GROW.format(128)))
+    output(hosts, "free", *python("-c", grow(128)))
 
 
 LIMITS = (
@@ -192,8 +196,8 @@ def test_two_clusters_at_once_do_not_meet() -> None:
     cluster = make_cluster({"a": 1, "b": 1}, default_bytes_per_s=MB)
     with emulated(cluster) as one, emulated(cluster) as other:
         peers, others = Peers(one), Peers(other)
-        assert peers.send("a>b", num_bytes=1000)[0] < 1
-        assert others.send("b>a", num_bytes=1000)[0] < 1
+        assert peers.seconds("a>b", num_bytes=1000) < 1
+        assert others.seconds("b>a", num_bytes=1000) < 1
         peers.close()
         others.close()
 
@@ -297,16 +301,6 @@ def test_a_number_that_came_back_is_not_the_owner() -> None:
     assert not registry.Owner(pid=ours.pid, started=ours.started + 1).lives
 
 
-def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "executor", "hosts", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd=ROOT,
-    )
-
-
 class TestCommands:
     """``apportion hosts``."""
 
@@ -314,29 +308,37 @@ class TestCommands:
         file = tmp_path / "lab.yaml"
         make_cluster({"a": 1, "b": 2}, cores={"a": 0.5}, memory={"a": GIB}).dump(file)
         try:
-            assert command("up", file).stdout == (
+            assert hosts_command("up", file).stdout == (
                 "a  10.77.0.1    0.5 cores  1.00 GiB\n"
                 "b  10.77.0.2    cores not limited  memory not limited\n"
             )
-            assert "are up already" in command("up", file).stderr
-            listed = json.loads(command("status", "--format", "json").stdout)
+            assert "are up already" in hosts_command("up", file).stderr
+            listed = json.loads(hosts_command("status", "--format", "json").stdout)
             (own,) = [one for one in listed if one["cluster"] == str(file)]
-            assert (own["owner"], own["leftover"], own["processes"]) == (None, False, [])
-            ran = command(
+            assert (own["owner"], own["leftover"]) == (None, False)
+            assert [(h["host"], h["address"], h["processes"]) for h in own["hosts"]] == [
+                ("a", "10.77.0.1", 0),
+                ("b", "10.77.0.2", 0),
+            ]
+            assert f"{file}  kept\n  a  10.77.0.1    0 processes" in hosts_command("status").stdout
+            ran = hosts_command(
                 "run", file, "--on", "b", "--", "sh", "-c", "echo $APPORTION_HOST; exit 3"
             )
             assert (ran.returncode, ran.stdout) == (3, "b\n")
             assert "the command on host b ended with status 3" in ran.stderr
             assert traces(own["name"]), "hosts that were up stay up"
+            subprocess.run(["ip", "netns", "delete", f"{own['name']}-1"], check=True)
+            broken = hosts_command("run", file, "--on", "a", "--", "true")
+            assert (broken.returncode, "a part is gone" in broken.stderr) == (2, True)
             make_cluster({"a": 1}).dump(file)
-            changed = command("run", file, "--on", "a", "--", "true")
+            changed = hosts_command("run", file, "--on", "a", "--", "true")
             assert changed.returncode == 2
             assert "has changed since its hosts were brought up" in changed.stderr
         finally:
-            down = command("down", file)
+            down = hosts_command("down", file)
         assert down.returncode == 0
         assert not traces(own["name"])
-        again = command("down", file)
+        again = hosts_command("down", file)
         assert (again.returncode, f"no hosts of {file} were up" in again.stderr) == (2, True)
 
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -369,8 +371,8 @@ class TestCommands:
     def test_bad_input(self, tmp_path: Path) -> None:
         file = tmp_path / "plain.yaml"
         make_cluster({"a": 1}).model_copy(update={"emulate": None}).dump(file)
-        refused = command("up", file)
+        refused = hosts_command("up", file)
         assert (refused.returncode, "no emulate section" in refused.stderr) == (2, True)
         make_cluster({"a": 1}).dump(file)
-        missing = command("run", file, "--on", "c", "--", "true")
+        missing = hosts_command("run", file, "--on", "c", "--", "true")
         assert (missing.returncode, "there is no host 'c'" in missing.stderr) == (2, True)

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 
 import pytest
 
+from executor.emulate import requirements
 from executor.emulate.layout import MAX_HOSTS, Layout, layout, quota
 from executor.emulate.network import build_steps
 from executor.emulate.requirements import shortfalls
 from profiler.cluster import Cluster
-from profiler.errors import InvalidInputError
+from profiler.errors import EmulationError, InvalidInputError
 from profiler.limits import available_cores, memory_limits
 from tests.support.emulation import GIB, MB, link, make_cluster
 
@@ -60,12 +61,12 @@ def test_links_without_a_common_wire_have_queues_of_their_own() -> None:
 
 def test_the_default_rate_is_for_pairs_that_no_link_names() -> None:
     plan = made(
-        make_cluster({"a": 1, "b": 1, "c": 1}, links=[link("a>b", MB)], default_bytes_per_s=9)
+        make_cluster({"a": 1, "b": 1, "c": 1}, links=[link("a>b", MB)], default_bytes_per_s=9e3)
     )
     assert queues(plan) == {
-        "a": [(MB, "b"), (9, "c")],
-        "b": [(9, "a"), (9, "c")],
-        "c": [(9, "a"), (9, "b")],
+        "a": [(MB, "b"), (9e3, "c")],
+        "b": [(9e3, "a"), (9e3, "c")],
+        "c": [(9e3, "a"), (9e3, "b")],
     }
 
 
@@ -142,7 +143,9 @@ def test_a_cluster_that_does_not_say_how_is_refused() -> None:
     plain = make_cluster({"a": 1}).model_copy(update={"emulate": None})
     with pytest.raises(InvalidInputError, match="no emulate section; add one, for instance"):
         made(plain)
-    with pytest.raises(InvalidInputError, match=r"has 251 hosts; one machine .* at most 250"):
+    with pytest.raises(
+        InvalidInputError, match=rf"has {MAX_HOSTS + 1} hosts; one .* at most {MAX_HOSTS}"
+    ):
         made(make_cluster({f"h{i}": 1 for i in range(MAX_HOSTS + 1)}))
 
 
@@ -152,6 +155,25 @@ def test_quotas_are_what_the_kernel_takes(cores: float) -> None:
     assert quota_us / period_us == pytest.approx(cores, rel=0.01)
     assert quota_us >= 1000
     assert 10_000 <= period_us <= 1_000_000
+
+
+def test_what_is_missing_is_said_before_anything_is_touched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(requirements.sys, "platform", "linux")
+    monkeypatch.setattr(requirements.shutil, "which", lambda tool: f"/bin/{tool}")
+    monkeypatch.setattr(requirements.os, "geteuid", lambda: 0)
+    requirements.require_tools()
+    monkeypatch.setattr(requirements.os, "geteuid", lambda: 1000)
+    with pytest.raises(EmulationError, match=r"need root.* this is user 1000: use sudo"):
+        requirements.require_tools()
+    missing = {"tc", "nsenter"}
+    monkeypatch.setattr(requirements.shutil, "which", lambda x: None if x in missing else x)
+    with pytest.raises(EmulationError, match=r"need tc, nsenter.* install iproute2 util-linux"):
+        requirements.require_tools()
+    monkeypatch.setattr(requirements.sys, "platform", "darwin")
+    with pytest.raises(EmulationError, match="of Linux; this is darwin"):
+        requirements.require_tools()
 
 
 def test_what_the_machine_cannot_give_is_said() -> None:

@@ -18,6 +18,8 @@ from profiler.cgroups import CONTROLLERS, hierarchy
 from profiler.cluster import Cluster, Device, Host
 from profiler.emulation import EmulatedHost, EmulatedLink, Emulation
 
+ROOT = Path(__file__).parents[2]
+MIB = 2**20
 GIB = 2**30
 MB = 1e6
 
@@ -96,6 +98,22 @@ def link(ends: str, bytes_per_s: float, shares: str | None = None) -> EmulatedLi
     return EmulatedLink(source=source, target=target, bytes_per_s=bytes_per_s, shares=shares)
 
 
+def grow(mib: int) -> str:
+    """Python that takes so much memory."""
+    return f"held = bytearray({mib} * {MIB})\nfor i in range(0, len(held), 4096): held[i] = 1"
+
+
+def hosts_command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """``apportion hosts`` with these arguments."""
+    return subprocess.run(
+        [sys.executable, "-m", "executor", "hosts", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=ROOT,
+    )
+
+
 class Peers:
     """A process in every host that receives from all others and sends when told to."""
 
@@ -114,16 +132,24 @@ class Peers:
         for name in self._processes:
             assert self._answer(name) == "ready"
 
-    def send(self, *flows: str, num_bytes: int) -> list[float]:
-        """Seconds in which each of ``flows`` (``a>b``) arrives, all begun at once."""
-        return [seconds for seconds, _ in self._send(flows, num_bytes)]
+    def rate(self, *flows: str, num_bytes: int) -> float:
+        """Bytes per second of ``flows`` (``a>b``) together, each of ``num_bytes``, begun at once.
 
-    def send_and_hear(self, flow: str, *, num_bytes: int) -> float:
-        """Seconds until the sender knows that all has arrived."""
-        ((_, whole),) = self._send([flow], num_bytes)
-        return whole
+        From the first byte that arrives anywhere to the last.
+        """
+        times = self._send(flows, num_bytes)
+        return len(flows) * num_bytes / (max(t[2] for t in times) - min(t[1] for t in times))
 
-    def _send(self, flows: Sequence[str], num_bytes: int) -> list[tuple[float, float]]:
+    def rates(self, *flows: str, num_bytes: int) -> list[float]:
+        """Bytes per second of each of ``flows``, begun at once."""
+        return [num_bytes / (last - first) for _, first, last, _ in self._send(flows, num_bytes)]
+
+    def seconds(self, flow: str, *, num_bytes: int) -> float:
+        """Until the sender knows that all has arrived."""
+        ((sent, _, _, heard),) = self._send([flow], num_bytes)
+        return heard - sent
+
+    def _send(self, flows: Sequence[str], num_bytes: int) -> list[list[float]]:
         for flow in flows:
             source, target = flow.split(">")
             order = json.dumps([self._hosts.address(target), num_bytes])
@@ -131,13 +157,13 @@ class Peers:
             assert stream is not None
             stream.write(order + "\n")
             stream.flush()
-        found: dict[str, tuple[float, float]] = {}
+        found: dict[str, list[float]] = {}
         for flow in flows:
             source = flow.split(">")[0]
             while flow not in found:
-                address, *seconds = json.loads(self._answer(source))
+                address, *times = json.loads(self._answer(source))
                 to = next(h.name for h in self._hosts.hosts if h.address == address)
-                found[f"{source}>{to}"] = (seconds[0], seconds[1])
+                found[f"{source}>{to}"] = times
         return [found[flow] for flow in flows]
 
     def _answer(self, name: str) -> str:

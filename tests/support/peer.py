@@ -1,8 +1,8 @@
 """Run as ``python peer.py ADDRESS``: receives from everybody, sends what its input asks for.
 
 Input: one ``[address, num_bytes]`` a line, each sent at once. Output: ``ready``, then
-``[address, seconds, whole]`` a line: from the arrival of the first byte to that of the last by the
-receiver's clock, and from the start to the receiver's word by the sender's.
+``[address, sent, first, last, heard]`` a line: when it was sent, when its first and its last byte
+arrived, when the sender heard of that. One clock for all hosts: they are one machine.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ HEADER_BYTES = 8
 def receive(connection: socket.socket) -> None:
     buffer = bytearray(2**20)
     header = connection.recv(HEADER_BYTES, socket.MSG_WAITALL)
-    begun = time.perf_counter()
+    first = time.monotonic()
     left = int.from_bytes(header, "big")
     while left:
         left -= connection.recv_into(buffer, min(left, len(buffer)))
-    connection.sendall(struct.pack("!d", time.perf_counter() - begun))
+    connection.sendall(struct.pack("!dd", first, time.monotonic()))
 
 
 def send(address: str, num_bytes: int) -> None:
     with socket.create_connection((address, PORT)) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         data = num_bytes.to_bytes(HEADER_BYTES, "big") + bytes(num_bytes)
-        begun = time.perf_counter()
+        sent = time.monotonic()
         connection.sendall(data)
-        (seconds,) = struct.unpack("!d", connection.recv(8, socket.MSG_WAITALL))
-        whole = time.perf_counter() - begun
-    sys.stdout.write(json.dumps([address, seconds, whole]) + "\n")
+        first, last = struct.unpack("!dd", connection.recv(16, socket.MSG_WAITALL))
+        times = [sent, first, last, time.monotonic()]
+    sys.stdout.write(json.dumps([address, *times]) + "\n")
     sys.stdout.flush()
 
 
