@@ -54,6 +54,8 @@ def run(  # noqa: PLR0913  (one parameter a flag)
     Example: apportion run plan.yaml --inputs x.npz --outputs y.npz --report run.json
 
     Several hosts: torchrun --nnodes 2 --nproc-per-node 2 ... -m executor run plan.yaml -i x.npz
+
+    Several hosts on this machine: apportion hosts run cluster.yaml -- apportion run plan.yaml ...
     """
     from profiler.environment import Environment
 

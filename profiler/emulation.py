@@ -13,9 +13,12 @@ from pydantic import Field
 
 from profiler.documents import Bytes, BytesPerSecond, Record
 
-MIN_CORES = 0.01
+MIN_CORES, MAX_CORES = 0.01, 4096
 """Less of a processor cannot be enforced: the kernel hands out at least 1 ms, at most once in a
 period, and long periods make times jump."""
+
+MIN_BYTES_PER_S, MAX_BYTES_PER_S = 1e3, 1e12
+"""Rates that the kernel's queues can keep."""
 
 
 class EmulatedHost(Record):
@@ -27,7 +30,7 @@ class EmulatedHost(Record):
     """
 
     name: str
-    cores: float | None = Field(default=None, ge=MIN_CORES)
+    cores: float | None = Field(default=None, ge=MIN_CORES, le=MAX_CORES)
     memory_bytes: Bytes | None = Field(default=None, gt=0)
 
 
@@ -40,7 +43,7 @@ class EmulatedLink(Record):
 
     source: str
     target: str
-    bytes_per_s: BytesPerSecond = Field(gt=0)
+    bytes_per_s: BytesPerSecond = Field(ge=MIN_BYTES_PER_S, le=MAX_BYTES_PER_S)
     shares: str | None = Field(default=None, min_length=1)
 
 
@@ -53,7 +56,9 @@ class Emulation(Record):
 
     hosts: tuple[EmulatedHost, ...] = ()
     links: tuple[EmulatedLink, ...] = ()
-    default_bytes_per_s: BytesPerSecond | None = Field(default=None, gt=0)
+    default_bytes_per_s: BytesPerSecond | None = Field(
+        default=None, ge=MIN_BYTES_PER_S, le=MAX_BYTES_PER_S
+    )
 
     def require_consistent(self, names: Collection[str]) -> None:
         """Refuse what contradicts itself or the cluster, whose hosts are called ``names``.

@@ -87,17 +87,16 @@ def status(form: FormatOption = Format.TEXT) -> None:
     """List the emulated hosts of this machine: whose they are, what runs in them."""
     from executor.emulate import registry
     from executor.emulate.requirements import require_tools
-    from executor.emulate.teardown import inside
 
     require_tools()
     found = registry.instances()
     if form is Format.JSON:
-        write_json([_state(instance, inside(instance)) for instance in found])
+        write_json([_state(instance) for instance in found])
         return
     if not found:
         write_result("no emulated hosts")
     for instance in found:
-        write_result(f"{_title(instance)}  {len(inside(instance))} processes inside")
+        write_result("\n".join([_title(instance), *_state_lines(_state(instance)["hosts"])]))
 
 
 @app.command()
@@ -196,19 +195,39 @@ def _title(instance: Instance) -> str:
         if instance.is_leftover
         else f"of process {instance.owner.pid}"
     )
-    num = len(instance.namespaces) - 1
-    return f"{instance.name}  {instance.source or 'no file'}  {num} hosts  {whose}"
+    return f"{instance.name}  {instance.source or 'no file'}  {whose}"
 
 
-def _state(instance: Instance, processes: set[int]) -> dict[str, Any]:
+def _state(instance: Instance) -> dict[str, Any]:
+    from executor.emulate import groups
+    from executor.emulate.layout import NETWORK
+
     return {
         "name": instance.name,
         "cluster": instance.source or None,
         "owner": None if instance.owner is None else instance.owner.pid,
         "leftover": instance.is_leftover,
-        "namespaces": list(instance.namespaces),
-        "processes": sorted(processes),
+        "hosts": [
+            {
+                "host": name,
+                "address": str(NETWORK[index + 1]),
+                "processes": len(groups.processes(instance.groups_of(index))),
+                "memory_used_bytes": groups.memory_used(instance.groups_of(index)),
+                "memory_kills": groups.memory_kills(instance.groups_of(index)),
+            }
+            for index, name in enumerate(instance.hosts)
+        ],
     }
+
+
+def _state_lines(hosts: list[dict[str, Any]]) -> list[str]:
+    width = max((len(host["host"]) for host in hosts), default=0)
+    return [
+        f"  {host['host']:{width}}  {host['address']:11}  {host['processes']} processes  "
+        f"{format_bytes(host['memory_used_bytes'] or 0)} used"
+        + (f"  {host['memory_kills']} killed for memory" if host["memory_kills"] else "")
+        for host in hosts
+    ]
 
 
 __all__ = ["app"]

@@ -188,6 +188,7 @@ def bring_up(
         owner=Owner.this_process(),
         wish=wish_digest(cluster),
         source=source,
+        hosts=tuple(host.name for host in plan.hosts),
         namespaces=plan.namespaces,
         groups=tuple(str(directory) for directory in dict.fromkeys(directories)),
     )
@@ -222,13 +223,18 @@ def find_kept(cluster: Cluster, *, source: str) -> Instance | None:
     """Hosts that ``apportion hosts up`` made for the cluster file ``source``.
 
     Raises:
-        InvalidInputError: the file has changed since.
+        InvalidInputError: the file has changed since, or somebody removed a part of them.
     """
     for instance in registry.instances():
         if instance.owner is None and instance.source == source:
             if instance.wish != wish_digest(cluster):
                 raise InvalidInputError(
                     f"{source} has changed since its hosts were brought up: "
+                    f"apportion hosts down {source}"
+                )
+            if not registry.is_intact(instance):
+                raise InvalidInputError(
+                    f"of the hosts that were brought up for {source} a part is gone: "
                     f"apportion hosts down {source}"
                 )
             return instance

@@ -85,11 +85,13 @@ def ranked(hosts: EmulatedHosts) -> list[HostLayout]:
     return [host for host in hosts.hosts if host.processes]
 
 
-def run_on_all(hosts: EmulatedHosts, argv: Sequence[str], *, port: int = PORT) -> Ended:
+def run_on_all(
+    hosts: EmulatedHosts, argv: Sequence[str], *, port: int = PORT, grace_s: float = GRACE_S
+) -> Ended:
     """Run ``argv`` once for every device, on its host, under torchrun; wait for all.
 
     What the first host writes goes where this process writes; lines of the others go to stderr,
-    after their host's name. Once one host has failed the others are ended after ``GRACE_S``.
+    after their host's name. Once one host has failed the others are ended after ``grace_s``.
 
     Raises:
         InvalidInputError: nothing to run.
@@ -115,7 +117,7 @@ def run_on_all(hosts: EmulatedHosts, argv: Sequence[str], *, port: int = PORT) -
                 agents[host.name] = agent
                 if agent.stdout is not None:
                     forwarders.append(_forward(agent.stdout, host.name))
-            failed = _wait(agents)
+            failed = _wait(agents, grace_s)
         finally:
             end(list(agents.values()))
             for forwarder in forwarders:
@@ -195,7 +197,7 @@ def _environment(hosts: EmulatedHosts, host: HostLayout) -> dict[str, str]:
     return found
 
 
-def _wait(agents: Mapping[str, subprocess.Popen[bytes]]) -> str | None:
+def _wait(agents: Mapping[str, subprocess.Popen[bytes]], grace_s: float) -> str | None:
     """Wait for all; the name of the host whose agent failed first, if one did."""
     failed: str | None = None
     deadline: float | None = None
@@ -211,7 +213,7 @@ def _wait(agents: Mapping[str, subprocess.Popen[bytes]]) -> str | None:
                     selector.unregister(key.fileobj)
                     os.close(key.fd)
                     if agents[key.data].wait() and failed is None:
-                        failed, deadline = key.data, time.monotonic() + GRACE_S
+                        failed, deadline = key.data, time.monotonic() + grace_s
         finally:
             for key in list(selector.get_map().values()):
                 os.close(key.fd)

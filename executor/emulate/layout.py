@@ -27,8 +27,8 @@ NETWORK = ipaddress.IPv4Network("10.77.0.0/16")
 """Where addresses come from. Nothing outside of the namespaces sees them, so that several emulated
 clusters, and a real network of the same numbers, do not meet."""
 
-MAX_HOSTS = 250
-"""A Linux bridge has 1023 ports; commands and filters grow with the square of the hosts."""
+MAX_HOSTS = 128
+"""Queues and filters grow with the square of the hosts: these take some twenty seconds to make."""
 
 PERIOD_S = 0.01
 """Processor time is handed out in periods of this length, if the share allows. In longer periods

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from executor.emulate.layout import INTERFACE, NETWORK, Layout, Queue
+from executor.emulate.layout import INTERFACE, NETWORK, Layout
 
 FRAME_BYTES = 1514
 """A full Ethernet frame, which is what the kernel counts,"""
@@ -26,6 +26,14 @@ SEND_QUEUE_BYTES = 2**25
 WIRE_QUEUE_S = 0.05
 """Room of a queue on a common wire, as time at its rate: what routers have."""
 MIN_WIRE_QUEUE_BYTES = 2**18
+
+ACKNOWLEDGEMENTS = tuple(
+    # IPv4 without options, TCP, and a length that leaves no room for data after both headers.
+    f"match u8 0x45 0xff at 0 match ip protocol 6 0xff match u16 {20 + 4 * words} 0xffff at 2 "
+    f"match u8 {words << 4:#x} 0xf0 at 32"
+    for words in range(5, 16)
+)
+"""Packets of TCP that carry no data, by the number of 32-bit words in the header."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +98,7 @@ def _common_wires(layout: Layout) -> Iterator[str]:
     for index, wire in enumerate(layout.wires):
         room = max(MIN_WIRE_QUEUE_BYTES, int(wire.bytes_per_s * WIRE_QUEUE_S))
         shaper = _Shaper(f"w{index}")
-        yield shaper.root
+        yield from shaper.root()
         yield from shaper.add(
             wire.bytes_per_s,
             [f"match ip src {address[a]}/32 match ip dst {address[b]}/32" for a, b in wire.pairs],
@@ -120,10 +128,7 @@ def _host(layout: Layout, index: int) -> Iterator[str]:
     host = layout.hosts[index]
     yield "link set dev lo up"
     # No IPv6 address: filters know addresses of version 4 alone.
-    yield (
-        f"link set dev {INTERFACE} addrgenmode none "
-        f"gso_max_size {_segments_bytes(layout.queues[index])} up"
-    )
+    yield f"link set dev {INTERFACE} addrgenmode none up"
     yield f"address add {host.address}/{NETWORK.prefixlen} dev {INTERFACE}"
     # Neighbours are known: nothing is broadcast, and the first message takes no longer than others.
     for other in layout.hosts:
@@ -134,15 +139,9 @@ def _host(layout: Layout, index: int) -> Iterator[str]:
             )
 
 
-def _segments_bytes(queues: tuple[Queue, ...]) -> int:
-    """Size of the largest packet: what the slowest queue sends in a burst, two frames at least."""
-    slowest = min((queue.bytes_per_s for queue in queues), default=float("inf"))
-    return int(min(MAX_SEGMENTS_BYTES, max(2 * FRAME_BYTES, slowest * BURST_S)))
-
-
 def _sending(layout: Layout, index: int) -> Iterator[str]:
     shaper = _Shaper(INTERFACE)
-    yield shaper.root
+    yield from shaper.root()
     for queue in layout.queues[index]:
         yield from shaper.add(
             queue.bytes_per_s,
@@ -157,8 +156,15 @@ class _Shaper:
     def __init__(self, device: str) -> None:
         self._device = device
         self._used = 0
-        # What no filter names goes through at once.
-        self.root = f"qdisc add dev {device} root handle 1: htb default 0"
+
+    def root(self) -> Iterator[str]:
+        """The queue of the device: what no filter sends to a class goes through at once."""
+        yield f"qdisc add dev {self._device} root handle 1: htb default 0"
+        # So do acknowledgements: behind data on a slow link they would slow the other direction.
+        for match in ACKNOWLEDGEMENTS:
+            yield (
+                f"filter add dev {self._device} parent 1: protocol ip prio 1 u32 {match} flowid 1:0"
+            )
 
     def add(self, bytes_per_s: float, matches: Sequence[str], *, room_bytes: int) -> Iterator[str]:
         """Let the flows of ``matches`` have ``bytes_per_s`` together.
@@ -176,10 +182,10 @@ class _Shaper:
             yield self._class(parent, own, max(8, ceiling // len(matches)), ceiling)
             yield (
                 f"qdisc add dev {self._device} parent {own} handle {self._used + 1:x}: "
-                f"bfifo limit {room_bytes}"
+                f"{_leaf(ceiling, room_bytes)}"
             )
             yield (
-                f"filter add dev {self._device} parent 1: protocol ip prio 1 u32 {match} "
+                f"filter add dev {self._device} parent 1: protocol ip prio 2 u32 {match} "
                 f"flowid {own}"
             )
 
@@ -188,11 +194,25 @@ class _Shaper:
         return f"1:{self._used:x}"
 
     def _class(self, parent: str, name: str, rate: int, ceiling: int) -> str:
-        burst = max(2 * FRAME_BYTES, int(ceiling / 8 * BURST_S))
+        burst = _burst(ceiling)
         return (
             f"class add dev {self._device} parent {parent} classid {name} htb rate {rate}bit "
             f"ceil {ceiling}bit burst {burst} cburst {burst} quantum {MAX_SEGMENTS_BYTES}"
         )
+
+
+def _burst(bit_per_s: int) -> int:
+    return max(2 * FRAME_BYTES, int(bit_per_s / 8 * BURST_S))
+
+
+def _leaf(bit_per_s: int, room_bytes: int) -> str:
+    """The queue of a class. TCP hands over up to 64 KiB as one packet, which would pass at once
+    however slow the class is: where that is more than a burst, packets are cut."""
+    burst = _burst(bit_per_s)
+    if burst >= MAX_SEGMENTS_BYTES:
+        return f"bfifo limit {room_bytes}"
+    # The only simple queue that cuts; its own rate is out of the way.
+    return f"tbf rate {8 * bit_per_s}bit burst {burst} limit {room_bytes}"
 
 
 def _frames_bit_per_s(bytes_per_s: float) -> int:

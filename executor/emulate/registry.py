@@ -55,15 +55,21 @@ class Owner:
 class Instance:
     """One emulated cluster. ``owner`` None: kept until somebody takes it down.
 
-    ``wish`` is a digest of what the cluster file asked for, ``source`` that file.
+    ``wish`` is a digest of what the cluster file asked for, ``source`` that file, ``hosts`` their
+    names in order.
     """
 
     name: str
     owner: Owner | None
     wish: str
     source: str
+    hosts: tuple[str, ...]
     namespaces: tuple[str, ...]
     groups: tuple[str, ...]
+
+    def groups_of(self, index: int) -> list[Path]:
+        """The control groups of a host, by its place among ``hosts``."""
+        return [Path(group) for group in self.groups if group.endswith(f"{self.name}-{index}")]
 
     @property
     def is_leftover(self) -> bool:
@@ -120,9 +126,20 @@ def instances() -> list[Instance]:
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             data = json.loads(file.read_text())
             owner = Owner(**data["owner"]) if data["owner"] else None
-            lists = {key: tuple(data[key]) for key in ("namespaces", "groups")}
+            lists = {key: tuple(data[key]) for key in ("hosts", "namespaces", "groups")}
             found.append(Instance(**{**data, **lists, "owner": owner}))
     return [*found, *_without_record({file.stem for file in files})]
+
+
+def is_intact(instance: Instance) -> bool:
+    """Whether all namespaces and groups are there still, also after the machine was restarted."""
+    try:
+        plain = NAMESPACES.stat().st_dev
+        # A namespace that is alive is a mount; a mere file is the name of one that was.
+        alive = all((NAMESPACES / name).stat().st_dev != plain for name in instance.namespaces)
+    except OSError:
+        return False
+    return alive and all(Path(group).is_dir() for group in instance.groups)
 
 
 def _without_record(known: set[str]) -> Iterator[Instance]:
@@ -143,6 +160,7 @@ def _without_record(known: set[str]) -> Iterator[Instance]:
                 owner=nobody,
                 wish="",
                 source="",
+                hosts=(),
                 namespaces=tuple(namespaces),
                 groups=tuple(dict.fromkeys(groups)),
             )
