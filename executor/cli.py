@@ -124,6 +124,7 @@ def _run_as_rank(  # noqa: PLR0913  (what the command was given)
         ran=ran,
         num_items=prepared.num_items,
         start_s=max(s["start_s"] for s in started),
+        sources=sources,
     )
     _finish(made, loaded, report, Format.TEXT)
 
