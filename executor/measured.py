@@ -26,13 +26,14 @@ LEAST_BLOCKS = 3
 class RankFigures:
     """One rank's typical piece: ``items`` items, seconds of each part of it.
 
-    ``compute_s`` and ``dispatch_s`` are what the cost model calls computing; with ``send_s`` they
-    are what keeps the rank busy. ``spread`` is the distance of the quartiles of the busy time over
-    its median.
+    ``busy_s`` is all but waiting, ``compute_s`` of it is running the stage's module. ``send_s``
+    (handing results to the transport) and ``dispatch_s`` (all else) are the processor's time.
+    ``spread`` is the distance of the quartiles of the busy time over its median.
     """
 
     items: int
     pieces: int
+    busy_s: float
     compute_s: float
     dispatch_s: float
     send_s: float
@@ -40,10 +41,8 @@ class RankFigures:
     held_s: float
     spread: float
 
-    @property
-    def busy_s(self) -> float:
-        """All but waiting."""
-        return self.compute_s + self.dispatch_s + self.send_s
+
+_COLUMNS = ("busy_s", "computed_s", "dispatched_s", "sent_s", "waited_s", "held_s")
 
 
 def rank_figures(ran: Mapping[str, Any]) -> RankFigures | None:
@@ -54,17 +53,8 @@ def rank_figures(ran: Mapping[str, Any]) -> RankFigures | None:
     pieces = full[1:] or full
     if not pieces:
         return None
-    columns = {
-        name: [float(ran[name][i]) for i in pieces]
-        for name in ("computed_s", "dispatched_s", "sent_s", "waited_s", "held_s")
-    }
-    busy = [
-        sum(parts)
-        for parts in zip(
-            columns["computed_s"], columns["dispatched_s"], columns["sent_s"], strict=True
-        )
-    ]
-    blocks = blocks_of(busy)
+    columns = {name: [float(ran[name][i]) for i in pieces] for name in _COLUMNS}
+    blocks = blocks_of(columns["busy_s"])
     typical = {
         name: statistics.median(statistics.mean(values[a:b]) for a, b in blocks)
         for name, values in columns.items()
@@ -72,12 +62,13 @@ def rank_figures(ran: Mapping[str, Any]) -> RankFigures | None:
     return RankFigures(
         items=items,
         pieces=len(pieces),
+        busy_s=typical["busy_s"],
         compute_s=typical["computed_s"],
-        dispatch_s=max(0.0, typical["dispatched_s"]),
+        dispatch_s=typical["dispatched_s"],
         send_s=typical["sent_s"],
         waited_s=typical["waited_s"],
         held_s=typical["held_s"],
-        spread=_spread([statistics.mean(busy[a:b]) for a, b in blocks]),
+        spread=_spread([statistics.mean(columns["busy_s"][a:b]) for a, b in blocks]),
     )
 
 
@@ -126,6 +117,7 @@ def rank_evidence(
         twins=twins,
         items=figures.items,
         pieces=figures.pieces,
+        busy_s=figures.busy_s,
         compute_s=figures.compute_s,
         dispatch_s=figures.dispatch_s,
         send_s=figures.send_s,

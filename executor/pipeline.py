@@ -35,13 +35,15 @@ ALIGNMENT_BYTES = 64
 class RankRecord:
     """What a rank measured: seconds of each of its pieces, and when each step ended.
 
-    A piece's time is what it waited for its inputs, computed, took to hand on its results
-    (``sent_s``), waited for earlier results to leave (``held_s``), and all else that the loop does
-    for it (``dispatched_s``).
+    A piece's time is ``waited_s`` for its inputs, ``held_s`` until earlier results had left, and
+    ``busy_s``; most of that is running its stage (``computed_s``). ``sent_s`` is the processor's
+    time for handing on results, ``dispatched_s`` that for all else that the loop does: a clock
+    would also count the time in which other processes have the processor.
     """
 
     items: list[int] = field(default_factory=list)
     waited_s: list[float] = field(default_factory=list)
+    busy_s: list[float] = field(default_factory=list)
     computed_s: list[float] = field(default_factory=list)
     sent_s: list[float] = field(default_factory=list)
     held_s: list[float] = field(default_factory=list)
@@ -171,7 +173,7 @@ class _Run:
         for index, step in enumerate(work):
             self._serve(work, index + steps_ahead)
             for _ in step.pieces:
-                begun = time.perf_counter()
+                begun = time.perf_counter(), time.thread_time()
                 while len(waiting) < self.loop.depth and (arriving := next(ahead, None)):
                     waiting.append(arriving)
                 self._piece(waiting.popleft(), begun)
@@ -244,31 +246,32 @@ class _Run:
                     parts.setdefault(message.tensor, []).append(part)
                 yield _Arriving(piece=piece, parts=parts)
 
-    def _piece(self, arriving: _Arriving, begun: float) -> None:
-        """Compute a piece whose turn began at ``begun``, and send on what it gives."""
+    def _piece(self, arriving: _Arriving, begun: tuple[float, float]) -> None:
+        """Compute a piece, and send on what it gives; its turn ``begun`` at these clock times of
+        the world and of the processor."""
         stage = self.loop.stage
         assert stage is not None
         piece = arriving.piece
         self._blocked_s = 0.0
         values = {name: self._joined(name, parts) for name, parts in arriving.parts.items()}
         waited_s, self._blocked_s = self._blocked_s, 0.0
-        received = time.perf_counter()
+        received, received_cpu = time.perf_counter(), time.thread_time()
         self._compute(stage, piece, values)
-        computed = time.perf_counter()
+        computed, computed_cpu = time.perf_counter(), time.thread_time()
         sent = [self._send(message, values, piece) for message in piece.sends]
         self.sending.append([one for one in sent if one is not None])
-        handed = time.perf_counter()
+        sent_cpu = time.thread_time()
         # Bounded memory: what was sent more than ``depth`` pieces ago must have left.
         self._finish(self.sending, at_most=self.loop.depth)
-        computed_s, sent_s, held_s = computed - received, handed - computed, self._blocked_s
-        whole_s = time.perf_counter() - begun
+        ended, ended_cpu = time.perf_counter(), time.thread_time()
         record = self.record
         record.items.append(piece.items[1] - piece.items[0])
         record.waited_s.append(waited_s)
-        record.computed_s.append(computed_s)
-        record.sent_s.append(sent_s)
-        record.held_s.append(held_s)
-        record.dispatched_s.append(whole_s - waited_s - computed_s - sent_s - held_s)
+        record.held_s.append(self._blocked_s)
+        record.busy_s.append(ended - begun[0] - waited_s - self._blocked_s)
+        record.computed_s.append(computed - received)
+        record.sent_s.append(sent_cpu - computed_cpu)
+        record.dispatched_s.append((received_cpu - begun[1]) + (ended_cpu - sent_cpu))
 
     def _joined(self, name: str, parts: list[Pending | Message]) -> torch.Tensor:
         """A whole input of a piece from its parts, in item order, on the rank's device."""

@@ -18,8 +18,9 @@ from planner.inputs import Sources
 from planner.planfile import RankEstimate
 from planner.prices import Prices
 from profiler.documents import Document, Estimated, Record
-from profiler.evidence import LinkEvidence, RunEvidence
+from profiler.evidence import LinkEvidence, RankEvidence, RunEvidence, parted_s
 from profiler.expressions import BATCH
+from profiler.profile import PRELUDE
 
 
 class Compared(Record):
@@ -48,11 +49,12 @@ class Compared(Record):
 class RankReport(Record):
     """One rank. Times are those of a typical full piece (its share of one microbatch).
 
-    ``compute_s`` is running the stage and what the loop does around it; that part alone is
-    ``dispatch_s`` (predicted by the profile). ``send_s`` is handing results to the transport,
-    ``waited_s`` waiting for inputs, ``held_s`` waiting until earlier results had left; ``spread``
-    the distance of the quartiles of the busy time over its median. ``layers`` are the selectors of
-    its stage, ``prelude`` whether it repeats the work that all stages share.
+    ``busy_s`` is all but waiting. ``compute_s`` is that without what the plan charges for messages:
+    the stage's layers and dispatching, which alone is ``dispatch_s`` (predicted by the profile,
+    measured as time of the processor). ``waited_s`` is waiting for inputs, ``held_s`` until earlier
+    results had left, ``spread`` the distance of the quartiles of ``busy_s`` over its median.
+    ``layers`` are the selectors of its stage, ``prelude`` whether it repeats the work that all
+    stages share.
     """
 
     rank: int
@@ -63,9 +65,9 @@ class RankReport(Record):
     prelude: bool = False
     pieces: int
     items_per_piece: int
+    busy_s: Compared
     compute_s: Compared
     dispatch_s: Compared
-    send_s: Estimated
     waited_s: Estimated
     held_s: Estimated
     spread: Estimated
@@ -188,6 +190,8 @@ def make_report(
     figures = [rank_figures(one) for one in ran]
     offsets = {rank: Offset(*clock) for rank, clock in enumerate(root["clocks"])}
     links = link_times([one["transfers"] for one in ran], offsets)
+    evidence = _evidence(schedule, figures, links, root["symbols"], num_items)
+    seen = {one.rank: one for one in evidence.ranks}
     return RunReport(
         plan_id=plan.plan_id,
         num_items=num_items,
@@ -200,11 +204,18 @@ def make_report(
         stages=tuple(_stages(schedule, figures)),
         links=tuple(_links(schedule, links, prices)),
         ranks=tuple(
-            _rank(schedule, rank, figures[rank], started[rank], ran[rank], prices)
+            _rank(
+                schedule,
+                rank,
+                seen.get(rank),
+                figures[rank],
+                {**started[rank], **ran[rank]},
+                prices,
+            )
             for rank in range(len(ran))
         ),
         clock_error_s=max(offset.error_s for offset in offsets.values()),
-        evidence=_evidence(schedule, figures, links, root["symbols"], num_items),
+        evidence=evidence,
         environment={
             "torch": torch.__version__,
             "python": platform.python_version(),
@@ -282,44 +293,44 @@ def _links(
 def _rank(
     schedule: Schedule,
     rank: int,
+    seen: RankEvidence | None,
     figures: RankFigures | None,
-    started: Mapping[str, Any],
-    ran: Mapping[str, Any],
+    told: Mapping[str, Any],
     prices: Prices | None,
 ) -> RankReport:
-    plan = schedule.plan
-    binding = next(b for b in plan.spec.ranks if b.rank == rank)
-    estimate = next((e for e in plan.estimate.ranks if e.rank == rank), None)
+    """``told`` is what the rank said when ready and when done."""
+    binding = next(b for b in schedule.plan.spec.ranks if b.rank == rank)
+    estimate = next((e for e in schedule.plan.estimate.ranks if e.rank == rank), None)
     where = schedule.stage_of.get(rank)
-    role = schedule.role(rank)
-    here = set(role.layers) if role is not None else set()
-    dispatch_s = None
+    expected_s = charged_s = expected_bytes = expected_dispatch_s = None
+    if estimate is not None:
+        charged_s = estimate.receive_s + estimate.send_s
+        expected_s, expected_bytes = estimate.compute_s, float(estimate.memory.total_bytes)
     if prices is not None and where is not None:
-        dispatch_s = prices.timings(binding.device).dispatch_s
+        expected_dispatch_s = prices.timings(binding.device).dispatch_s
+    parted = None if seen is None else parted_s(seen, charged_s or 0.0)
     return RankReport(
         rank=rank,
         device=binding.device,
         device_type=binding.device_type,
         stage=where,
         layers=() if where is None else schedule.stages[where].layers,
-        prelude=any(x.uses_prelude for x in schedule.graph.layers if x.name in here),
-        pieces=len(ran["items"]),
+        prelude=seen is not None and PRELUDE in seen.twins,
+        pieces=len(told["items"]),
         items_per_piece=figures.items if figures else 0,
-        compute_s=Compared.of(
-            estimate.compute_s if estimate else None,
-            figures.compute_s + figures.dispatch_s if figures else None,
+        busy_s=Compared.of(
+            None if expected_s is None else expected_s + (charged_s or 0.0),
+            figures.busy_s if figures else None,
         ),
-        dispatch_s=Compared.of(dispatch_s, figures.dispatch_s if figures else None),
-        send_s=figures.send_s if figures else 0.0,
+        compute_s=Compared.of(expected_s, sum(parted) if parted else None),
+        dispatch_s=Compared.of(expected_dispatch_s, parted[1] if parted else None),
         waited_s=figures.waited_s if figures else 0.0,
         held_s=figures.held_s if figures else 0.0,
         spread=figures.spread if figures else 0.0,
-        memory_bytes=Compared.of(
-            float(estimate.memory.total_bytes) if estimate else None, float(ran["peak_bytes"])
-        ),
-        weights_bytes=started["weight_bytes"],
-        loaded_bytes=started["loaded_bytes"],
-        baseline_bytes=started["baseline_bytes"],
+        memory_bytes=Compared.of(expected_bytes, float(told["peak_bytes"])),
+        weights_bytes=told["weight_bytes"],
+        loaded_bytes=told["loaded_bytes"],
+        baseline_bytes=told["baseline_bytes"],
     )
 
 
@@ -345,7 +356,7 @@ def _evidence(
                 symbols=symbols,
             )
             for rank, one in enumerate(figures)
-            if one is not None and one.compute_s > 0
+            if one is not None and one.busy_s > 0
         ),
         links=tuple(
             LinkEvidence(

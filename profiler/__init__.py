@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     from profiler.cluster import Cluster
     from profiler.graph import ModelGraph
     from profiler.profile import Profile
+    from profiler.refitting import refit
     from profiler.session import profile_model
     from profiler.sources import Example
 
-__all__ = ["Cluster", "Example", "ModelGraph", "Profile", "profile_model"]
+__all__ = ["Cluster", "Example", "ModelGraph", "Profile", "profile_model", "refit"]
 
 _HOMES = {
     "Cluster": "profiler.cluster",
@@ -22,6 +23,7 @@ _HOMES = {
     "ModelGraph": "profiler.graph",
     "Profile": "profiler.profile",
     "profile_model": "profiler.session",
+    "refit": "profiler.refitting",
 }
 
 

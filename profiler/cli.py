@@ -58,7 +58,9 @@ def profile(  # noqa: PLR0913  (one parameter a flag)
     model: Annotated[
         str,
         typer.Argument(
-            help="package.module:factory, a model directory, or a .pt2 file.", metavar="MODEL"
+            help="package.module:factory, a model directory, or a .pt2 file; with --refit the "
+            "profile (JSON).",
+            metavar="MODEL",
         ),
     ],
     output: Annotated[str, typer.Option("--output", "-o", help="Profile to write (JSON).")],
@@ -77,6 +79,10 @@ def profile(  # noqa: PLR0913  (one parameter a flag)
     budget: Annotated[
         float, typer.Option(help="Seconds to measure one kind of device at most.")
     ] = 120.0,
+    refit: Annotated[
+        list[Path] | None,
+        typer.Option(help="Run report to fold back instead of measuring; see apportion refit."),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     form: Annotated[Format, typer.Option("--format", help="Summary on stdout.")] = Format.TEXT,
 ) -> None:
@@ -87,10 +93,16 @@ def profile(  # noqa: PLR0913  (one parameter a flag)
 
     Example: apportion profile examples.digits:build -c cluster.yaml -o profile.json
     """
+    if refit:
+        if cluster or batch_sizes or length:
+            raise InvalidInputError(
+                "--refit corrects a profile without measuring: it takes no --cluster, "
+                "--batch-sizes or --length"
+            )
+        _fold_back(Path(model), refit, output, form)
+        return
     sizes = _batch_sizes(batch_sizes)
-    if not output.endswith(".json"):
-        raise InvalidInputError(f"a profile is a JSON file; {output} does not end in .json")
-    target = require_writable(output)
+    target = _profile_target(output)
     from profiler.cluster import Cluster
     from profiler.discover import discover
     from profiler.measure import Effort
@@ -114,6 +126,57 @@ def profile(  # noqa: PLR0913  (one parameter a flag)
     made.dump(target)
     partial.unlink(missing_ok=True)
     _summary(made, output, form)
+
+
+@app.command()
+def refit(
+    profile: Annotated[Path, typer.Argument(help="Profile (JSON).", metavar="PROFILE")],
+    reports: Annotated[
+        list[Path], typer.Argument(help="Run reports of its plans.", metavar="REPORT...")
+    ],
+    output: Annotated[str, typer.Option("--output", "-o", help="Profile to write (JSON).")],
+    form: Annotated[Format, typer.Option("--format", help="Summary on stdout.")] = Format.TEXT,
+) -> None:
+    """Correct a profile by what runs of its plans measured.
+
+    Times of layers on the devices that ran them, dispatching and links are scaled to what was
+    measured. The same report again changes nothing.
+
+    Example: apportion refit profile.json run.json -o new.json
+
+    Then: apportion plan new.json --baseline plan.yaml -o plan2.yaml
+    """
+    _fold_back(profile, reports, output, form)
+
+
+def _fold_back(source: Path, reports: list[Path], output: str, form: Format) -> None:
+    from profiler.profile import Profile
+    from profiler.refitting import fold_back
+
+    target = _profile_target(output)
+    before = Profile.load(source)
+    done = fold_back(before, reports)
+    done.profile.dump(target)
+    if form is Format.JSON:
+        write_json(
+            {
+                "profile": output,
+                "fingerprint": done.profile.content_digest(),
+                "changes": list(done.changes),
+                "ignored": list(done.ignored),
+            }
+        )
+        return
+    lines = [f"{output}  {before.model.name}  {len(reports)} run reports folded back"]
+    lines += [f"  {line}" for line in done.changes] or ["  nothing changed: the runs agree with it"]
+    lines += [f"  not used: {line}" for line in done.ignored]
+    write_result("\n".join(lines))
+
+
+def _profile_target(output: str) -> Path:
+    if not output.endswith(".json"):
+        raise InvalidInputError(f"a profile is a JSON file; {output} does not end in .json")
+    return require_writable(output)
 
 
 def _batch_sizes(text: str | None) -> list[int] | None:

@@ -1,6 +1,6 @@
 """What a run of a plan measured, as far as a profile can learn from it: part of each RunReport.
 
-The executor writes it, ``profiler.refit`` reads it; beside it only the profile is needed.
+The executor writes it, ``profiler.refitting`` reads it; beside it only the profile is needed.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class RankEvidence(Record):
     """How long one rank took for a piece of ``items`` items, typically, over ``pieces`` of them.
 
     ``twins`` counts the layers of its stage by what they are twins of (with ``(prelude)`` if the
-    stage repeats it). ``compute_s`` is running the stage's module, ``send_s`` handing its results
-    to the transport, ``dispatch_s`` everything else but waiting. ``receives`` and ``sends`` are
-    the messages that come and go with each piece.
+    stage repeats it). ``busy_s`` is all but waiting, ``compute_s`` of it running the stage's
+    module; of the processor's time, ``send_s`` is handing results to the transport, ``dispatch_s``
+    everything else. ``receives`` and ``sends`` are the messages that come and go with each piece.
     """
 
     rank: int = Field(ge=0)
@@ -36,7 +36,8 @@ class RankEvidence(Record):
     twins: dict[str, int]
     items: int = Field(ge=1)
     pieces: int = Field(ge=1)
-    compute_s: Estimated = Field(gt=0)
+    busy_s: Estimated = Field(gt=0)
+    compute_s: Estimated = Field(ge=0)
     dispatch_s: Estimated = Field(ge=0)
     send_s: Estimated = Field(ge=0)
     spread: Estimated = Field(ge=0)
@@ -66,6 +67,22 @@ class RunEvidence(Record):
     symbols: dict[str, int]
     ranks: tuple[RankEvidence, ...]
     links: tuple[LinkEvidence, ...]
+
+
+def parted_s(one: RankEvidence, charged_s: float) -> tuple[float, float]:
+    """A rank's busy time as the cost model parts it: layers and dispatching, in seconds.
+
+    ``charged_s`` is what the cost model charges for the piece's messages. Handing on what takes
+    longer than that is dispatching. Messages are not believed to cost more than half of computing.
+
+    >>> parts = {"busy_s": 1.0, "compute_s": 0.8, "dispatch_s": 0.0625, "send_s": 0.1875}
+    >>> one = RankEvidence(rank=0, device="a", device_type="t", twins={}, items=1, pieces=9,
+    ...                    spread=0.0, **parts)
+    >>> parted_s(one, 0.0), parted_s(one, 0.125)
+    ((0.75, 0.25), (0.75, 0.125))
+    """
+    dispatch_s = one.dispatch_s + max(0.0, one.send_s - charged_s)
+    return max(one.busy_s - charged_s - dispatch_s, one.compute_s / 2), dispatch_s
 
 
 def read_evidence(report: Mapping[str, object], *, name: str) -> RunEvidence:
