@@ -412,7 +412,10 @@ def _warnings(plan: Plan) -> Iterator[Notice]:
 
 def _next_steps(name: str, *, has_run: bool) -> tuple[tuple[str, str], ...]:
     if has_run:
-        return (("apportion profile MODEL -o profile.json", "measure again where it was wrong"),)
+        return (
+            ("apportion refit profile.json REPORT -o new.json", "correct the profile by the run"),
+            (f"apportion plan  new.json --baseline {name}", "is it still the best plan?"),
+        )
     return (
         (f"apportion check  {name}", "every rule and figure, derived again"),
         (f"apportion verify {name}", "its answer beside the whole model's"),

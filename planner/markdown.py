@@ -144,12 +144,15 @@ def _notices(report: ExplainReport) -> list[str]:
 
 def _actuals(report: ExplainReport) -> list[str]:
     rows = []
+    worst = max((x.distance for x in report.actuals), default=0.0)
     for x in report.actuals:
         show = {"s": format_seconds, "bytes": format_bytes, "items/s": rate}[x.unit]
         figures = ["-" if v is None else show(v) for v in (x.predicted, x.measured)]
         ratio = "-" if x.ratio is None else f"{x.ratio:.2f}"
-        rows.append([_text(x.what), *figures, f"**{ratio}**" if x.is_off else ratio])
-    heads = ["", "predicted", "measured", "ratio"]
+        mark = "" if not x.is_off else "the worst" if x.distance == worst else "wrong"
+        said = x.note or mark
+        rows.append([_text(x.what), *figures, f"**{ratio}**" if x.is_off else ratio, said])
+    heads = ["", "predicted", "measured", "ratio", ""]
     return list(_table(heads, rows, numbers_from=1)) if rows else []
 
 
