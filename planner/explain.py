@@ -59,7 +59,7 @@ class ResultShown:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProofShown:
-    """How sure it is that nothing better exists, and among what."""
+    """How sure it is that nothing better exists, and among what; and beside the plan in use."""
 
     solver: str
     status: str
@@ -68,6 +68,7 @@ class ProofShown:
     gap: float
     space: str
     candidates: int
+    baseline: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,6 +221,7 @@ def explain(
             gap=search.gap,
             space=search.space,
             candidates=search.candidates,
+            baseline=None if search.baseline is None else search.baseline.summary,
         ),
         aggregation=plan.spec.aggregation.strategy,
         root_rank=plan.spec.aggregation.root_rank,

@@ -216,6 +216,7 @@ def _result(report: ExplainReport) -> list[str]:
         *_wrapped(
             "  proof       ", f"{found} ({proof.solver}, {count(proof.candidates, 'candidate')})"
         ),
+        *(_wrapped("  baseline    ", proof.baseline) if proof.baseline else ()),
     ]
 
 
