@@ -12,12 +12,12 @@ import hashlib
 import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
+from executor.links import Offset
 from executor.schedule import Message
 from executor.transport import Pending
 
@@ -40,14 +40,6 @@ class Mail(Protocol):
 
     def finish(self, pending: Pending) -> torch.Tensor:
         """Wait for either."""
-
-
-@dataclass(frozen=True, slots=True)
-class Offset:
-    """A rank's clock minus the root's, and how far off that may be; both in seconds."""
-
-    seconds: float
-    error_s: float
 
 
 def compare_clocks(

@@ -19,14 +19,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from executor.clocks import Offset
-
 LEAST_SAMPLES = 3
 LEAST_FRACTION = 0.05
 """A link is measured if so many of its messages that are known, and this part of them, were waited
 for: a rank that was merely interrupted while it looked has waited too."""
 
 State = Literal["measured", "hidden", "unresolved"]
+
+
+@dataclass(frozen=True, slots=True)
+class Offset:
+    """A rank's clock minus the root's, and how far off that may be; both in seconds."""
+
+    seconds: float
+    error_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,11 +6,9 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-import torch
 from pydantic import Field
 
-from executor.clocks import Offset
-from executor.links import LinkTime, link_times
+from executor.links import LinkTime, Offset, link_times
 from executor.measured import RankFigures, rank_evidence, rank_figures
 from executor.schedule import Schedule
 from planner.actual import OFF
@@ -174,6 +172,8 @@ def make_report(
     ``sources`` are the documents behind the plan; without them there is no estimate of messages
     and of dispatching.
     """
+    import torch  # the document itself is read without it
+
     plan = schedule.plan
     root = ran[schedule.root]
     steps = len(root["step_ends_s"])
