@@ -140,7 +140,7 @@ def refit(
     """Correct a profile by what runs of its plans measured.
 
     Times of layers on the devices that ran them, dispatching and links are scaled to what was
-    measured. The same report again changes nothing.
+    measured. A report is folded back once; a run that agrees changes nothing.
 
     Example: apportion refit profile.json run.json -o new.json
 
@@ -167,8 +167,9 @@ def _fold_back(source: Path, reports: list[Path], output: str, form: Format) -> 
             }
         )
         return
-    lines = [f"{output}  {before.model.name}  {len(reports)} run reports folded back"]
-    lines += [f"  {line}" for line in done.changes] or ["  nothing changed: the runs agree with it"]
+    count = f"{len(reports)} run report{'s' if len(reports) > 1 else ''}"
+    lines = [f"{output}  {before.model.name}  {count} folded back"]
+    lines += [f"  {line}" for line in done.changes] or ["  nothing changed"]
     lines += [f"  not used: {line}" for line in done.ignored]
     write_result("\n".join(lines))
 

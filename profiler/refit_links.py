@@ -52,10 +52,7 @@ class _Point:
 
 
 def refit_links(cluster: Cluster, evidence: Sequence[LinkEvidence]) -> RefittedLinks:
-    """The links of ``cluster`` corrected; its devices are those of the evidence.
-
-    The same evidence again changes nothing.
-    """
+    """The links of ``cluster`` corrected; its devices are those of the evidence."""
     ignored: list[str] = []
     entries: dict[Pair, dict[Pair, list[_Point]]] = defaultdict(dict)
     for pair, points in _points(evidence, ignored).items():

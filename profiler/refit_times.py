@@ -4,9 +4,8 @@ A rank's piece is busy for ``layers + dispatch + messages``. ``dispatch`` was me
 messages take from the processor is what the cost model will charge for them; the rest is its
 layers', and the ratio of that to what the profile says is their factor.
 
-* Layers that ran get a factor so that every measured stage adds up: where twins ran in several
-  stages, factors are found by multiplying, in turn, each twin's time by the mean ratio of the
-  stages that it is in (expectation maximisation: Shepp and Vardi 1982, Lucy 1974).
+* A layer that ran gets the factor of its stage; where twins of it ran in several stages, the mean
+  of theirs, by how many of them were there.
 * Layers that did not run on a device get the mean factor of those that did, as single layers get
   the ratio of measured runs of layers when they are profiled. Left as they were, the planner would
   move work to whatever has not been measured yet.
@@ -15,8 +14,6 @@ layers', and the ratio of that to what the profile says is their factor.
 * Devices whose figures were measured together stay together unless they ran the same layers and
   differ by more than :data:`SAME`. A device of the kind that did not run stays with those that
   are closest to the profile.
-
-The same evidence again changes nothing.
 """
 
 from __future__ import annotations
@@ -43,8 +40,6 @@ MOST = 10.0
 COMMON = 0.5
 """Two devices are compared if the layers that both ran are this part of what each ran."""
 
-_PASSES = 1000
-_STEADY = 1e-10
 _UNCHANGED = 1e-6
 
 Rows = Mapping[str, Sequence[Measurement]]
@@ -229,30 +224,16 @@ def _corrected(
 
 
 def _factors(stages: Sequence[_Stage], rows: Rows) -> Mapping[str, float]:
-    """A factor for each twin that ran, so that every stage takes what it took."""
-    items = stages[0].items
-    before = {
-        twin: lookup.time_s(rows[twin], items)
-        for twin in sorted({twin for stage in stages for twin in stage.twins})
-        if twin in rows
-    }
-    now = dict(before)
-    for _ in range(_PASSES):
-        ratios = [
-            stage.layers_s / sum(n * now[twin] for twin, n in stage.twins.items() if twin in now)
-            for stage in stages
-        ]
-        steps = {
-            twin: sum(stage.twins.get(twin, 0) * r for stage, r in zip(stages, ratios, strict=True))
-            / sum(stage.twins.get(twin, 0) for stage in stages)
-            for twin in now
-        }
-        now = {twin: seconds * steps[twin] for twin, seconds in now.items()}
-        if all(abs(step - 1) < _STEADY for step in steps.values()):
-            break
-    return {
-        twin: _snapped(now[twin] / seconds) if seconds else 1.0 for twin, seconds in before.items()
-    }
+    """The factor of each twin that ran: between those of the stages that it ran in."""
+    weighted: dict[str, float] = defaultdict(float)
+    count: dict[str, int] = defaultdict(int)
+    for stage in stages:
+        factor = stage.layers_s / stage.expected_s(rows)
+        for twin, copies in stage.twins.items():
+            if twin in rows:
+                weighted[twin] += copies * factor
+                count[twin] += copies
+    return {twin: _snapped(weighted[twin] / copies) for twin, copies in count.items()}
 
 
 def _snapped(factor: float) -> float:

@@ -6,7 +6,7 @@ Needs the profile and the reports, nothing else; loads no torch.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,8 +35,8 @@ def refit(profile: Profile, reports: Sequence[Report]) -> Profile:
     """``profile`` corrected by what ``reports`` measured.
 
     Times of layers on the devices that ran them, the time of dispatching and the links between
-    them are scaled to what was measured; ``conditions.refits`` names the reports. The same reports
-    again change nothing.
+    them are scaled to what was measured; ``conditions.refits`` names the reports. A report that is
+    there already is not folded back again, and a run that agrees changes nothing.
 
     Raises:
         StalePlanError: a report is of another model, or of devices that the profile does not know.
@@ -51,13 +51,22 @@ def fold_back(profile: Profile, reports: Sequence[Report]) -> Refitted:
     runs = [_evidence(report, number) for number, report in enumerate(reports, start=1)]
     if not runs:
         raise InvalidInputError("there is no run report to fold back")
+    known = {refit.report for refit in profile.conditions.refits}
+    new: dict[str, RunEvidence] = {}
+    again = []
     for name, run in runs:
         _require_same(profile, run, name)
-    linked = refit_links(profile.cluster, [link for _, run in runs for link in run.links])
+        if run.content_digest() in known:
+            again.append(f"{name} is in the profile already")
+        else:
+            new[run.content_digest()] = run
+    if not new:
+        return Refitted(profile=profile, changes=(), ignored=tuple(again))
+    linked = refit_links(profile.cluster, [link for run in new.values() for link in run.links])
     timed = refit_times(
-        profile.timings, [rank for _, run in runs for rank in run.ranks], linked.cluster
+        profile.timings, [rank for run in new.values() for rank in run.ranks], linked.cluster
     )
-    ignored = tuple(dict.fromkeys((*timed.ignored, *linked.ignored)))
+    ignored = tuple(dict.fromkeys((*again, *timed.ignored, *linked.ignored)))
     if not timed.used and not linked.used:
         why = f" ({'; '.join(ignored[:3])})" if ignored else ""
         raise InvalidInputError(
@@ -71,7 +80,7 @@ def fold_back(profile: Profile, reports: Sequence[Report]) -> Refitted:
             batch_sizes=profile.batch_sizes,
             timings=timed.timings,
             conditions=profile.conditions.model_copy(
-                update={"refits": _noted(profile, [run for _, run in runs])}
+                update={"refits": (*profile.conditions.refits, *_noted(new))}
             ),
         ),
         changes=(*timed.changes, *linked.changes),
@@ -121,11 +130,6 @@ def _require_same(profile: Profile, run: RunEvidence, name: str) -> None:
             )
 
 
-def _noted(profile: Profile, runs: Sequence[RunEvidence]) -> tuple[Refit, ...]:
-    known = {refit.report: refit for refit in profile.conditions.refits}
-    for run in runs:
-        digest = run.content_digest()
-        known[digest] = Refit(
-            report=digest, plan_id=run.plan_id, ranks=len(run.ranks), links=len(run.links)
-        )
-    return tuple(known.values())
+def _noted(runs: Mapping[str, RunEvidence]) -> Iterator[Refit]:
+    for digest, run in runs.items():
+        yield Refit(report=digest, plan_id=run.plan_id, ranks=len(run.ranks), links=len(run.links))
