@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -138,6 +139,7 @@ def _run_as_rank(  # noqa: PLR0913  (what the command was given)
         ran=ran,
         num_items=prepared.num_items,
         start_s=max(s["start_s"] for s in started),
+        sources=sources,
     )
     _finish(made, loaded, report, Format.TEXT)
 
@@ -243,6 +245,26 @@ def verify(
         raise typer.Exit(EXIT_DIFFERENT)
 
 
+class Kind(StrEnum):
+    """A document with a published schema."""
+
+    CLUSTER = "cluster"
+    PROFILE = "profile"
+    PLAN_REQUEST = "plan-request"
+    PLAN = "plan"
+    RUN_REPORT = "run-report"
+
+
+@app.command()
+def schema(
+    kind: Annotated[Kind, typer.Argument(help="Kind of document.", metavar="KIND")],
+) -> None:
+    """Print the JSON Schema of a document: cluster, profile, plan-request, plan or run-report."""
+    from executor.schemas import schema_text
+
+    write_result(schema_text(kind.value))
+
+
 def _needed(inputs: Path | None) -> Path:
     if inputs is None:
         raise InvalidInputError("give the inputs: --inputs FILE (.npz or .safetensors)")
@@ -273,9 +295,13 @@ def _finish(made: RunReport, plan: Plan, report: Path | None, form: Format) -> N
 
 
 def _mount(name: str) -> None:
-    """Add another package's commands to ours."""
-    other = import_module(name).app
-    app.registered_commands.extend(other.registered_commands)
+    """Add another package's commands to ours; ours know more where both have one."""
+    own = {command.callback.__name__ for command in app.registered_commands if command.callback}
+    app.registered_commands.extend(
+        command
+        for command in import_module(name).app.registered_commands
+        if command.callback.__name__ not in own
+    )
 
 
 _mount("profiler.cli")

@@ -7,16 +7,13 @@ from collections import defaultdict
 import torch
 
 from planner.check import check_plan, check_spec
-from planner.findings import Finding, Severity
+from planner.findings import EVIDENCE, Finding, Severity
 from planner.inputs import Sources
 from planner.planfile import Plan
 from profiler.capture import Captured
 from profiler.errors import InvalidInputError, StalePlanError
 from profiler.limits import memory_limits
 from profiler.units import format_bytes
-
-EVIDENCE = frozenset({"edited", "estimate", "objective", "bound", "status", "certificate", "idle"})
-"""Findings about what a plan says of itself: a reviewer's business, no danger to a run."""
 
 
 def preflight(

@@ -10,7 +10,7 @@ import os
 import resource
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
+from executor.clocks import compare_clocks
 from executor.distribute import RemoteWeights, send_weights
 from executor.pipeline import RankLoop, RankRecord
 from executor.schedule import Interval, Schedule
@@ -103,6 +104,13 @@ def _run(loop: RankLoop, command: Message, options: RankOptions) -> Message:
         low, high = items or (-1, -1)
         recorded.setdefault(f"{name}|{low}|{high}", value.detach().to("cpu").clone().contiguous())
 
+    offsets = compare_clocks(
+        loop.transport,
+        rank=options.rank,
+        root=loop.schedule.root,
+        world_size=len(loop.schedule.plan.spec.ranks),
+    )
+    loop.transport.log.start()
     measured, outputs = loop.run(
         command["items"],
         symbols=command["symbols"],
@@ -114,18 +122,17 @@ def _run(loop: RankLoop, command: Message, options: RankOptions) -> Message:
         save_file({k: v.contiguous() for k, v in outputs.items()}, command["outputs"])
     if command.get("boundaries"):
         save_file(recorded, Path(command["boundaries"]) / f"rank-{options.rank}.safetensors")
-    return {"event": "ran", **_summary(measured)}
+    return {
+        "event": "ran",
+        **_summary(measured),
+        "transfers": loop.transport.log.to_data(),
+        "clocks": [[o.seconds, o.error_s] for _, o in sorted(offsets.items())],
+        "symbols": command["symbols"],
+    }
 
 
 def _summary(record: RankRecord) -> Message:
-    return {
-        "items": record.items,
-        "waited_s": record.waited_s,
-        "computed_s": record.computed_s,
-        "step_ends_s": record.step_ends_s,
-        "wall_s": record.wall_s,
-        "peak_bytes": peak_resident_bytes(),
-    }
+    return {**asdict(record), "peak_bytes": peak_resident_bytes()}
 
 
 def _device(bundle: RankBundle, rank: int) -> torch.device:

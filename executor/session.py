@@ -149,6 +149,7 @@ class Session:
         """
         begun = time.monotonic()
         self.captured = captured
+        self.sources = sources
         self._ranks: StartedRanks | None = started
         try:
             preflight(plan, captured, sources=sources)
@@ -196,6 +197,7 @@ class Session:
             ran=ran,
             num_items=prepared.num_items,
             start_s=self.start_s,
+            sources=self.sources,
         )
         leaves = answer_leaves(self.captured, gathered, prepared)
         return RunResult(outputs=self.captured.unflatten_outputs(leaves), report=report)

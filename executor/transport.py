@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from executor.schedule import Message
+from executor.wirelog import Receipt, TransferLog
 from profiler.errors import RankFailedError
 from profiler.units import format_bytes
 
@@ -25,18 +26,20 @@ class Pending:
     tensor: torch.Tensor
     message: Message
     sending: bool
+    receipt: Receipt | None = None
 
 
 class Transport:
     """The messages of one rank; to be made once it has joined the process group.
 
-    Talks to the group itself: ``dist.isend`` and ``dist.irecv`` check on every call what is known
-    here, which takes longer than a short message on a fast link.
+    ``log`` takes note of them. Talks to the group itself: ``dist.isend`` and ``dist.irecv`` check
+    on every call what is known here, which takes longer than a short message on a fast link.
     """
 
-    def __init__(self, *, rank: int, timeout_s: float) -> None:
+    def __init__(self, *, rank: int, timeout_s: float, log: TransferLog | None = None) -> None:
         self.rank = rank
         self.timeout_s = timeout_s
+        self.log = log or TransferLog()
         self._timeout = timedelta(seconds=timeout_s)
         group = dist.group.WORLD
         assert group is not None
@@ -49,15 +52,17 @@ class Transport:
             host = tensor.detach().to("cpu").contiguous()
         work = None
         if host.numel():
+            self.log.sending(message)
             work = self._group.send([_plain(host)], message.target, message.tag)
         return Pending(work=work, tensor=host, message=message, sending=True)
 
     def receive(self, buffer: torch.Tensor, message: Message) -> Pending:
         """Start receiving into ``buffer`` (contiguous, on the host)."""
-        work = None
+        work = receipt = None
         if buffer.numel():
+            receipt = self.log.receiving(message)
             work = self._group.recv([_plain(buffer)], message.source, message.tag)
-        return Pending(work=work, tensor=buffer, message=message, sending=False)
+        return Pending(work=work, tensor=buffer, message=message, sending=False, receipt=receipt)
 
     def finish(self, pending: Pending) -> torch.Tensor:
         """Wait for a transfer.
@@ -66,10 +71,14 @@ class Transport:
             RankFailedError: it did not end in time, or the other rank is gone.
         """
         if pending.work is not None:
+            begun = self.log.now()
             try:
                 pending.work.wait(self._timeout)
             except RuntimeError as error:
                 raise RankFailedError(self._explain(pending, error)) from error
+            if pending.receipt is not None:
+                size = pending.tensor.numel() * pending.tensor.element_size()
+                self.log.arrived(pending.message, pending.receipt, begun_s=begun, num_bytes=size)
         return pending.tensor
 
     def _explain(self, pending: Pending, error: RuntimeError) -> str:

@@ -20,6 +20,7 @@ from planner.alternatives import (
     rule_rivals,
     split_rivals,
 )
+from planner.baseline import beside, in_use
 from planner.bounds import objective_bound_s
 from planner.cost import CostModel
 from planner.infeasible import explain_failure, unproved
@@ -50,26 +51,32 @@ _LEAST_FRACTION = 0.05  # of the time limit that every solve gets
 _EVIDENCE_FRACTION = 0.5  # of the time limit may go into pricing alternatives, on top
 
 
-def plan(
+def plan(  # noqa: PLR0913  (one parameter an input)
     profile: Profile,
     request: PlanRequest | None = None,
     *,
     profile_ref: str = "profile.json",
     cluster: Cluster | None = None,
     cluster_ref: str | None = None,
+    baseline: Plan | None = None,
+    min_gain: float = 0.0,
     **wishes: object,
 ) -> Plan:
     """The best plan that can be found for ``request``, with the evidence for choosing it.
 
     ``wishes`` are fields of a :class:`PlanRequest`, instead of ``request``. ``cluster`` may change
     memory and links of the profile's cluster and leave devices out. ``profile_ref`` and
-    ``cluster_ref`` are what the plan file calls its inputs.
+    ``cluster_ref`` are what the plan file calls its inputs. ``baseline`` is the plan in use: its
+    request holds where nothing else is asked, its decision is kept unless another saves more than
+    ``min_gain`` of its objective, and ``search.baseline`` says whether the best plan changed.
 
     Raises:
+        StalePlanError: the baseline was made for another model.
         InvalidInputError: the inputs contradict each other or themselves.
         InfeasiblePlanError: nothing fits; ``error.conflicts`` says what stands in the way.
     """
-    wanted = _request(request, wishes)
+    used = in_use(baseline, min_gain, profile)
+    wanted = used.request(wishes) if used and request is None else _request(request, wishes)
     search = _Search(profile, wanted, cluster)
     search.run()
     if search.best is None:
@@ -108,7 +115,7 @@ def plan(
         alternatives=as_alternatives(rivals),
         idle=tuple(idle),
     )
-    return Plan(
+    best = Plan(
         plan_id=plan_id(inputs, spec),
         created_by=CREATED_BY,
         inputs=inputs,
@@ -117,6 +124,7 @@ def plan(
         search=record,
         warnings=_warnings(chosen, search, [*rivals, *forced]),
     )
+    return best if used is None else beside(best, used, profile, cluster=cluster)
 
 
 def microbatch_sizes(profile: Profile, request: PlanRequest) -> tuple[int, ...]:

@@ -197,10 +197,30 @@ class IdleDevice(Record):
     reason: str
 
 
+class BaselineRecord(Record):
+    """The plan that was in use, on the inputs of this one, beside the best that was found.
+
+    ``verdict``: ``same``, the best is the plan in use; ``kept``, the best was less than
+    ``min_gain`` better (or only as good), and this plan is still the one in use; ``changed``, this
+    plan is the best found; ``unfit``, the plan in use breaks a rule on these inputs.
+    ``objective_s`` is that of the plan in use (absent if unfit), ``found_s`` that of the best
+    found, ``gain`` the part of the former that the latter saves. ``summary`` says what differs.
+    """
+
+    plan_id: str
+    verdict: Literal["same", "kept", "changed", "unfit"]
+    objective_s: float | None = None
+    found_s: float
+    gain: float | None = None
+    min_gain: float = Field(default=0.0, ge=0, lt=1)
+    summary: str
+
+
 class SearchRecord(Record):
     """The certificate: ``objective_s`` was reached, nothing below ``bound_s`` exists in ``space``.
 
     ``gap`` = (objective - bound) / bound; ``status`` is ``optimal`` when it is zero to 1e-9.
+    ``baseline`` is there if the plan was made beside one that was in use.
     """
 
     solver: str
@@ -213,6 +233,7 @@ class SearchRecord(Record):
     candidates: int
     alternatives: tuple[Alternative, ...] = ()
     idle: tuple[IdleDevice, ...] = ()
+    baseline: BaselineRecord | None = None
 
 
 class PlanWarning(Record):

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from profiler.graph import ModelGraph
     from profiler.links import LinkOptions, measure_links
     from profiler.profile import Profile
+    from profiler.refitting import refit
     from profiler.session import profile_model
     from profiler.sources import Example
 
@@ -23,6 +24,7 @@ __all__ = [
     "Profile",
     "measure_links",
     "profile_model",
+    "refit",
 ]
 
 _HOMES = {
@@ -33,6 +35,7 @@ _HOMES = {
     "Profile": "profiler.profile",
     "measure_links": "profiler.links",
     "profile_model": "profiler.session",
+    "refit": "profiler.refitting",
 }
 
 

@@ -12,7 +12,7 @@ import typer
 
 from profiler.cli_output import print_cluster, print_profile, progress_bar
 from profiler.cluster import Cluster
-from profiler.console import Format, commands, note
+from profiler.console import Format, commands, note, write_json, write_result
 from profiler.documents import require_writable
 from profiler.errors import InvalidInputError, RankFailedError
 from profiler.policy import LinkPolicy
@@ -145,7 +145,9 @@ def profile(  # noqa: PLR0913  (one parameter a flag)
     model: Annotated[
         str,
         typer.Argument(
-            help="package.module:factory, a model directory, or a .pt2 file.", metavar="MODEL"
+            help="package.module:factory, a model directory, or a .pt2 file; with --refit the "
+            "profile (JSON).",
+            metavar="MODEL",
         ),
     ],
     output: Annotated[str, typer.Option("--output", "-o", help="Profile to write (JSON).")],
@@ -175,6 +177,10 @@ def profile(  # noqa: PLR0913  (one parameter a flag)
     at_once: AtOnceOption = None,
     find_wires: FindWiresOption = False,
     timeout: TimeoutOption = 60.0,
+    refit: Annotated[
+        list[Path] | None,
+        typer.Option(help="Run report to fold back instead of measuring; see apportion refit."),
+    ] = None,
     quiet: QuietOption = False,
     form: Annotated[Format, typer.Option("--format", help="Summary on stdout.")] = Format.TEXT,
 ) -> None:
@@ -189,9 +195,16 @@ def profile(  # noqa: PLR0913  (one parameter a flag)
 
     Several hosts: torchrun --nnodes 2 --nproc-per-node 1 ... -m executor profile MODEL -o p.json
     """
+    if refit:
+        if cluster or batch_sizes or length:
+            raise InvalidInputError(
+                "--refit corrects a profile without measuring: it takes no --cluster, "
+                "--batch-sizes or --length"
+            )
+        _fold_back(Path(model), refit, output, form)
+        return
     sizes = _batch_sizes(batch_sizes)
-    if not output.endswith(".json"):
-        raise InvalidInputError(f"a profile is a JSON file; {output} does not end in .json")
+    _profile_target(output)
     from profiler.environment import Environment
     from profiler.measure import Effort
     from profiler.session import ProfileOptions, profile_model
@@ -284,6 +297,58 @@ def _keeping(partial: Path) -> Iterator[None]:
         if partial.exists():
             note(f"what was measured is kept in {partial}; the same command goes on from there")
         raise
+
+
+@app.command()
+def refit(
+    profile: Annotated[Path, typer.Argument(help="Profile (JSON).", metavar="PROFILE")],
+    reports: Annotated[
+        list[Path], typer.Argument(help="Run reports of its plans.", metavar="REPORT...")
+    ],
+    output: Annotated[str, typer.Option("--output", "-o", help="Profile to write (JSON).")],
+    form: Annotated[Format, typer.Option("--format", help="Summary on stdout.")] = Format.TEXT,
+) -> None:
+    """Correct a profile by what runs of its plans measured.
+
+    Times of layers on the devices that ran them, dispatching and links are scaled to what was
+    measured. A report is folded back once; a run that agrees changes nothing.
+
+    Example: apportion refit profile.json run.json -o new.json
+
+    Then: apportion plan new.json --baseline plan.yaml -o plan2.yaml
+    """
+    _fold_back(profile, reports, output, form)
+
+
+def _fold_back(source: Path, reports: list[Path], output: str, form: Format) -> None:
+    from profiler.profile import Profile
+    from profiler.refitting import fold_back
+
+    target = _profile_target(output)
+    before = Profile.load(source)
+    done = fold_back(before, reports)
+    done.profile.dump(target)
+    if form is Format.JSON:
+        write_json(
+            {
+                "profile": output,
+                "fingerprint": done.profile.content_digest(),
+                "changes": list(done.changes),
+                "ignored": list(done.ignored),
+            }
+        )
+        return
+    count = f"{len(reports)} run report{'s' if len(reports) > 1 else ''}"
+    lines = [f"{output}  {before.model.name}  {count} folded back"]
+    lines += [f"  {line}" for line in done.changes] or ["  nothing changed"]
+    lines += [f"  not used: {line}" for line in done.ignored]
+    write_result("\n".join(lines))
+
+
+def _profile_target(output: str) -> Path:
+    if not output.endswith(".json"):
+        raise InvalidInputError(f"a profile is a JSON file; {output} does not end in .json")
+    return require_writable(output)
 
 
 def _batch_sizes(text: str | None) -> list[int] | None:

@@ -84,11 +84,21 @@ class DeviceTimings(Record):
         return self
 
 
+class Refit(Record):
+    """A run report that was folded back: its digest and plan, and how much of it was used."""
+
+    report: str
+    plan_id: str
+    ranks: int = Field(ge=0)
+    links: int = Field(ge=0)
+
+
 class Conditions(Record):
     """What the numbers depend on.
 
     ``core_sharing`` above 1: ranks of one host have that many times more threads than it has
-    cores, and times were multiplied by it.
+    cores, and times were multiplied by it. ``refits`` are the runs by which times and links were
+    corrected since they were measured.
     """
 
     torch: str
@@ -99,6 +109,7 @@ class Conditions(Record):
     concurrent_ranks: int = Field(default=1, ge=1)
     core_sharing: float = Field(default=1.0, ge=1)
     unstable: tuple[str, ...] = ()
+    refits: tuple[Refit, ...] = ()
 
 
 class Profile(Document):
