@@ -114,15 +114,15 @@ def beside(
         )
     kept = _kept(best, now, objective_s, baseline=baseline, gain=gain, change=change)
     if gain > TIE:
-        why = f"the best found is {_gain_text(figures, objective)}, less than the "
-        why += f"{baseline.min_gain:.2%} asked for a change: {change}"
+        summary = (
+            f"the plan in use is kept; the best found is {_gain_text(figures, objective)}, less "
+            f"than the {baseline.min_gain:.2%} asked for a change: {change}"
+        )
     elif gain >= -TIE:
-        why = f"another is only as good: {change}"
+        summary = f"the plan in use is still the best; another is only as good: {change}"
     else:
-        why = f"it is {-gain:.2%} better than the best that was found"
-    return _with_record(
-        kept, baseline, verdict="kept", summary=f"the plan in use is kept; {why}", **figures
-    )
+        summary = f"the plan in use is kept; it is {-gain:.2%} better than the best found"
+    return _with_record(kept, baseline, verdict="kept", summary=summary, **figures)
 
 
 def _gain_text(figures: Mapping[str, float], objective: Objective) -> str:

@@ -37,7 +37,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Move:
-    """Layers of a pipeline that run elsewhere, or with other shares; devices with their items."""
+    """Layers of a pipeline (as selectors) that run elsewhere, or with other shares of the items."""
 
     pipeline: int
     layers: tuple[str, ...]
@@ -182,32 +182,18 @@ def _device_of(plan: Plan) -> Mapping[int, str]:
 
 
 def _moves(before: Plan, after: Plan) -> Iterator[Move]:
-    """Runs of layers with the same move; pipelines are compared by their number."""
+    """Layers by where they went; pipelines are compared by their number."""
     for p in range(max(len(before.spec.pipelines), len(after.spec.pipelines))):
         ours, theirs = _homes(before, p), _homes(after, p)
-        pieces = _pieces(dict.fromkeys((*theirs, *ours)))
+        ways: dict[tuple[str, str], list[str]] = {}
+        pieces = _pieces(ours, theirs)
+        for piece in pieces:
+            way = _where_of(piece, ours), _where_of(piece, theirs)
+            ways.setdefault(way, []).append(piece.removeprefix("="))
         names = [piece.removeprefix("=") for piece in pieces]
-        run: list[str] = []
-        way = ("", "")
-        for piece, name in zip(pieces, names, strict=True):
-            here = (_home(piece, ours), _home(piece, theirs))
-            if here != way:
-                yield from _move(p, run, names, way)
-                run, way = [], here
-            run.append(name)
-        yield from _move(p, run, names, way)
-
-
-def _move(
-    pipeline: int, run: Sequence[str], names: Sequence[str], way: tuple[str, str]
-) -> Iterator[Move]:
-    if run and way[0] != way[1]:
-        yield Move(
-            pipeline=pipeline,
-            layers=tuple(x.removeprefix("=") for x in fold(run, names)),
-            before=way[0],
-            after=way[1],
-        )
+        for (source, target), found in ways.items():
+            if source != target:
+                yield Move(pipeline=p, layers=fold(found, names), before=source, after=target)
 
 
 def _homes(plan: Plan, pipeline: int) -> dict[str, str]:
@@ -229,15 +215,16 @@ def _where(stage: Stage, named: Mapping[int, str]) -> str:
     return " + ".join(f"{named.get(rank, '?')} ({share})" for rank, share in shares)
 
 
-def _pieces(names: Mapping[str, None]) -> list[str]:
-    """The finest names: a module whose parts are named too is told by its parts."""
-    opened = {
-        prefix
-        for name in names
-        for prefix in _above(name)
-        if prefix != name  # what lies above a name that is there
-    }
-    return [name for name in names if name not in opened]
+def _pieces(ours: Mapping[str, str], theirs: Mapping[str, str]) -> list[str]:
+    """The finest names, in the order of the second plan: a module whose parts are named too is
+    told by its parts."""
+    names = dict.fromkeys((*theirs, *ours))
+    opened = {above for name in names for above in _above(name) if above != name}
+    place_of = {name: i for i, name in enumerate(theirs)}
+    return sorted(
+        (name for name in names if name not in opened),
+        key=lambda name: next((place_of[x] for x in _above(name) if x in place_of), len(names)),
+    )
 
 
 def _above(name: str) -> list[str]:
@@ -248,7 +235,7 @@ def _above(name: str) -> list[str]:
     return [name, *found] if name != plain else found
 
 
-def _home(piece: str, homes: Mapping[str, str]) -> str:
+def _where_of(piece: str, homes: Mapping[str, str]) -> str:
     return next((homes[name] for name in _above(piece) if name in homes), _NOWHERE)
 
 

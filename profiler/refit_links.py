@@ -1,8 +1,9 @@
 """Links corrected by the times that messages of a run took.
 
 One message takes ``latency + bytes / bandwidth``. Messages of several sizes give both (least
-squares of relative errors); of one size only one of them: the larger part of the expected time is
-set so that the time agrees, the smaller one is believed.
+squares of relative errors) if the smallest is small enough for the latency to matter; else, and
+where there is one size, only one of them: the larger part of the time is set so that the time
+agrees, the smaller one is believed.
 
 An entry of the cluster may stand for several pairs of devices (host to host, or the default). It
 is corrected for all of them where those that were measured agree within :data:`SAME`; else each
@@ -183,15 +184,16 @@ def _line(link: Link, points: Sequence[_Point]) -> tuple[float, float]:
     determinant = a * c - b * b
     latency_s = (d * c - e * b) / determinant
     slope = (a * e - b * d) / determinant
-    if latency_s <= 0:
-        # The larger took more than in proportion; latency must be some part of the shortest time.
-        latency_s = _bounded(link, min(point.time_s for point in points))
-        return latency_s, c / (e - latency_s * b)
+    least = min(points, key=lambda point: point.num_bytes)
+    if slope > 0 and latency_s >= slope * least.num_bytes:
+        return latency_s, 1 / slope
+    kept_s = _bounded(link, min(point.time_s for point in points))
     if slope <= 0:
         # Larger messages were not slower: the wire is not what takes the time.
-        least_s = _bounded(link, min(point.time_s for point in points))
-        return max(least_s, (d - b / link.bytes_per_s) / a), link.bytes_per_s
-    return latency_s, 1 / slope
+        return max(kept_s, (d - b / link.bytes_per_s) / a), link.bytes_per_s
+    # Even the smallest took most of its time to move: these messages say little of the latency
+    # (one right behind another hides it).
+    return kept_s, c / (e - kept_s * b)
 
 
 def _one_size(link: Link, points: Sequence[_Point]) -> tuple[float, float]:

@@ -18,6 +18,9 @@ from executor.schedule import Schedule
 from executor.session import Session
 from executor.wirelog import TransferLog
 from planner.actual import read_actuals
+from planner.api import plan as make_plan
+from planner.check import check_plan
+from planner.findings import Severity
 from planner.inputs import Sources
 from planner.planfile import Plan
 from profiler.profile import PRELUDE, Profile
@@ -266,6 +269,15 @@ def test_a_refit_makes_the_estimate_what_was_measured(
     assert fold_back(done.profile, [report]).profile == done.profile
     (noted,) = done.profile.conditions.refits
     assert (noted.plan_id, noted.ranks) == (plan.plan_id, 3)
+    # And back to the planner: is the plan that ran still the best?
+    new = make_plan(done.profile, baseline=plan, solver="greedy")
+    assert new.search.baseline is not None
+    assert new.search.baseline.plan_id == plan.plan_id
+    assert new.inputs.request.batch_size == 8
+    busy = max(rank.busy_s for rank in report.evidence.ranks)
+    # Two microbatches a batch; messages are nearly free in the made-up cluster.
+    assert new.search.baseline.objective_s == pytest.approx(2 * busy, rel=0.2)
+    assert [x for x in check_plan(new, done.profile) if x.severity is Severity.ERROR] == []
 
 
 def scaled(profile: Profile, factor: float) -> Profile:
