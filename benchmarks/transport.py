@@ -80,12 +80,12 @@ class Pair:
 
     def stream_ours(self, buffers: list[torch.Tensor], count: int) -> None:
         """``count`` messages through the transport."""
-        under_way = []
+        under_way, message = [], self.message(0)
         for i in range(count):
             if len(under_way) == WINDOW:
                 self.transport.finish(under_way.pop(0))
             start = self.transport.send if self.rank == 0 else self.transport.receive
-            under_way.append(start(buffers[i % WINDOW], self.message(0)))
+            under_way.append(start(buffers[i % WINDOW], message))
         for one in under_way:
             self.transport.finish(one)
 
@@ -115,10 +115,12 @@ class Pair:
 
     def hops_ours(self, buffer: torch.Tensor, count: int) -> None:
         """``count`` round trips of a tiny message through the transport."""
+        there, back = self._message(0, 0), self._message(0, 1)
         for _ in range(count):
-            for source in (0, 1):
-                start = self.transport.send if self.rank == source else self.transport.receive
-                self.transport.finish(start(buffer, self._message(0, source)))
+            for message in (there, back):
+                mine = self.rank == message.source
+                start = self.transport.send if mine else self.transport.receive
+                self.transport.finish(start(buffer, message))
 
     def hops_gloo(self, buffer: torch.Tensor, count: int) -> None:
         """``count`` round trips through bare gloo."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from executor.schedule import Message
 
@@ -25,8 +25,11 @@ WAITED_S = 50e-6
 (``work.is_completed()`` does not tell: gloo's says no until somebody has waited.)"""
 
 
-@dataclass(frozen=True, slots=True)
-class Receipt:
+Kind = tuple[int, str, int]
+"""What messages have in common that are counted together: source, tensor, bytes."""
+
+
+class Receipt(NamedTuple):
     """A receive that has been asked for: its place among those of its sender and tag, and when."""
 
     number: int
@@ -45,33 +48,29 @@ class TransferLog:
         """Forget everything: a run begins. Both ends of every message must do so."""
         self._numbers: dict[tuple[bool, int, int], int] = defaultdict(int)
         self._sent: deque[list[float]] = deque(maxlen=self._limit)
-        self._received: deque[list[float]] = deque(maxlen=self._limit)
-        self._kinds: dict[tuple[int, str, int], int] = {}
-        self._counts: list[int] = []
+        self._received: deque[tuple[Message, Receipt, float, float, Kind]] = deque(
+            maxlen=self._limit
+        )
+        self._counts: dict[Kind, int] = {}
 
-    def sending(self, message: Message) -> None:
-        """A message is about to be handed on."""
+    def sent(self, message: Message, at_s: float) -> None:
+        """A message was ready to be sent at a time; noted when it is on its way already."""
         number = self._number(True, message.target, message.tag)
-        self._sent.append([message.target, message.tag, number, self.now()])
+        self._sent.append([message.target, message.tag, number, at_s])
 
-    def receiving(self, message: Message) -> Receipt:
-        """A message has been asked for."""
-        return Receipt(self._number(False, message.source, message.tag), self.now())
+    def asked(self, message: Message, at_s: float) -> Receipt:
+        """A message was asked for at a time."""
+        return Receipt(self._number(False, message.source, message.tag), at_s)
 
     def arrived(
         self, message: Message, receipt: Receipt, *, begun_s: float, num_bytes: int
     ) -> None:
         """A message is there, after a wait that began at ``begun_s``."""
+        # Somebody is waiting for the message: as little as can be is done here.
         ended_s = self.now()
-        key = (message.source, message.tensor, num_bytes)
-        kind = self._kinds.setdefault(key, len(self._kinds))
-        if kind == len(self._counts):
-            self._counts.append(0)
-        self._counts[kind] += 1
-        waited = ended_s - begun_s > WAITED_S
-        self._received.append(
-            [message.source, message.tag, receipt.number, receipt.asked_s, ended_s, waited, kind]
-        )
+        kind = (message.source, message.tensor, num_bytes)
+        self._counts[kind] = self._counts.get(kind, 0) + 1
+        self._received.append((message, receipt, begun_s, ended_s, kind))
 
     def to_data(self) -> dict[str, list[list[float]] | list[list[object]]]:
         """The notes as JSON data: ``executor.links`` reads them.
@@ -79,10 +78,23 @@ class TransferLog:
         ``sent``: target, tag, number, time. ``received``: source, tag, number, time asked, time
         found there, whether that took waiting, kind. ``kinds``: source, tensor, bytes, how many.
         """
+        place = {kind: i for i, kind in enumerate(self._counts)}
+        received: list[list[float]] = [
+            [
+                message.source,
+                message.tag,
+                receipt.number,
+                receipt.asked_s,
+                ended_s,
+                ended_s - begun_s > WAITED_S,
+                place[kind],
+            ]
+            for message, receipt, begun_s, ended_s, kind in self._received
+        ]
         return {
             "sent": list(self._sent),
-            "received": list(self._received),
-            "kinds": [[*kind, self._counts[i]] for kind, i in self._kinds.items()],
+            "received": received,
+            "kinds": [[*kind, count] for kind, count in self._counts.items()],
         }
 
     def _number(self, sending: bool, other: int, tag: int) -> int:

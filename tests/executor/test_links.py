@@ -53,9 +53,9 @@ class Wire:
         """One message: sent and asked for at these times, looked for at ``looks``."""
         one = message(tensor=f"t{num_bytes}")
         self.clock.at = sent
-        self.logs[0].sending(one)
+        self.logs[0].sent(one, self.logs[0].now())
         self.clock.at = asked + self.ahead_s
-        receipt = self.logs[1].receiving(one)
+        receipt = self.logs[1].asked(one, self.logs[1].now())
         self.free_s = max(sent, asked, self.free_s) + takes
         self.clock.at = max(looks, self.free_s) + self.ahead_s
         self.logs[1].arrived(one, receipt, begun_s=looks + self.ahead_s, num_bytes=num_bytes)
@@ -202,7 +202,7 @@ def test_tags_and_pairs_count_for_themselves() -> None:
     clock = Clock()
     log = TransferLog(now=clock)
     for one_message in (message(0), message(1), message(0), message(0, target=2)):
-        log.sending(one_message)
+        log.sent(one_message, log.now())
     data: dict[str, Any] = log.to_data()
     assert [entry[:3] for entry in data["sent"]] == [[1, 0, 0], [1, 1, 0], [1, 0, 1], [2, 0, 0]]
     log.start()
@@ -213,7 +213,7 @@ def test_asking_for_what_is_there_is_no_wait() -> None:
     for took, waited in ((WAITED_S / 2, False), (WAITED_S * 2, True)):
         clock = Clock()
         log = TransferLog(now=clock)
-        receipt = log.receiving(message())
+        receipt = log.asked(message(), log.now())
         clock.at = took
         log.arrived(message(), receipt, begun_s=0.0, num_bytes=8)
         (entry,) = log.to_data()["received"]
