@@ -80,8 +80,11 @@ class TransferLog:
         found there, whether that took waiting, kind. ``kinds``: source, tensor, bytes, how many.
         """
         return {
-            "sent": list(self._sent),
-            "received": list(self._received),
+            "sent": [[*entry[:3], round(entry[3], 7)] for entry in self._sent],
+            "received": [
+                [*entry[:3], round(entry[3], 7), round(entry[4], 7), *entry[5:]]
+                for entry in self._received
+            ],
             "kinds": [[*kind, self._counts[i]] for kind, i in self._kinds.items()],
         }
 
