@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 
 from executor.report import Compared, LinkReport, RunReport
 from profiler.units import format_bytes, format_seconds
 
+WIDTH = 100
 MOST_LINKS = 12
 """Links shown: those that are off first; the JSON form has all."""
 
@@ -76,7 +78,9 @@ def _unmeasured(links: Sequence[LinkReport]) -> Iterator[str]:
             shown = ", ".join(f"{a} -> {b}" for a, b in list(pairs)[:6])
             more = f" and {len(pairs) - 6} more" if len(pairs) > 6 else ""
             kinds = sum(x.state == state for x in links)
-            yield f"  {kinds} kinds of message ({shown}{more}) are {reason}"
+            what = "1 kind of message is" if kinds == 1 else f"{kinds} kinds of message are"
+            text = f"  {what} {reason} (rank {shown}{more})"
+            yield from textwrap.wrap(text, WIDTH, subsequent_indent="    ", break_on_hyphens=False)
 
 
 def _distance(compared: Compared) -> float:

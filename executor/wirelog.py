@@ -84,15 +84,15 @@ class TransferLog:
                 message.source,
                 message.tag,
                 receipt.number,
-                receipt.asked_s,
-                ended_s,
+                round(receipt.asked_s, 7),
+                round(ended_s, 7),
                 ended_s - begun_s > WAITED_S,
                 place[kind],
             ]
             for message, receipt, begun_s, ended_s, kind in self._received
         ]
         return {
-            "sent": list(self._sent),
+            "sent": [[*entry[:3], round(entry[3], 7)] for entry in self._sent],
             "received": received,
             "kinds": [[*kind, count] for kind, count in self._counts.items()],
         }

@@ -75,11 +75,7 @@ def refit_links(cluster: Cluster, evidence: Sequence[LinkEvidence]) -> RefittedL
     links = {(link.source, link.target): link for link in cluster.links}
     before = {pair: links.get(pair) or cluster.link(*_example(cluster, pair)) for pair in changed}
     return RefittedLinks(
-        cluster=Cluster(
-            hosts=cluster.hosts,
-            links=tuple({**links, **changed}.values()),
-            default_link=cluster.default_link,
-        ),
+        cluster=cluster.replaced(links=tuple({**links, **changed}.values())),
         used=used,
         changes=tuple(
             _change(before[pair], link)

@@ -211,15 +211,13 @@ def _corrected(
         mean[items] = _snapped(_mean_factor(here, rows))
         for twin, factor in _factors(here, rows).items():
             own[twin][items] = factor
-    return DeviceTimings(
+    return group.replaced(
         measured_on=group.measured_on if group.measured_on in devices else devices[0],
         devices=tuple(devices),
-        baseline_bytes=group.baseline_bytes,
         dispatch_s=statistics.median(stage.dispatch_s for stage in stages),
         layers={
             twin: _scaled(measured, own.get(twin), mean, stages) for twin, measured in rows.items()
         },
-        segments=group.segments,
     )
 
 

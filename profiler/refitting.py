@@ -74,13 +74,11 @@ def fold_back(profile: Profile, reports: Sequence[Report]) -> Refitted:
             f"{LEAST_PIECES} pieces, a link {LEAST_SAMPLES} messages that were waited for"
         )
     return Refitted(
-        profile=Profile(
-            model=profile.model,
+        profile=profile.replaced(
             cluster=linked.cluster,
-            batch_sizes=profile.batch_sizes,
             timings=timed.timings,
-            conditions=profile.conditions.model_copy(
-                update={"refits": (*profile.conditions.refits, *_noted(new))}
+            conditions=profile.conditions.replaced(
+                refits=(*profile.conditions.refits, *_noted(new))
             ),
         ),
         changes=(*timed.changes, *linked.changes),

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from executor.measured import BLOCK_S, rank_figures
-from executor.report import Compared, RunReport, make_report
+from executor.report import Compared, LinkReport, RunReport, make_report
 from executor.report_text import report_lines
 from executor.schedule import Schedule
 from executor.session import Session
@@ -183,6 +183,30 @@ class TestReport:
         assert 1 <= len(worst) <= 3
         assert all("peak memory" in line for line in worst)
         assert any(line.endswith("<- off") for line in lines)
+
+    def test_what_was_not_awaited_is_said(self) -> None:
+        report = made([4.2024, 6.5, 9.0], sources=SOURCES)
+        links = tuple(
+            LinkReport(
+                source=0,
+                target=i % 9,
+                source_device="h/a",
+                target_device="h/b",
+                tensor="t1",
+                num_bytes=1024,
+                messages=4,
+                state="unresolved" if i == 1 else "hidden",
+                time_s=Compared(predicted=0.2),
+                samples=0,
+            )
+            for i in range(1, 12)
+        )
+        lines = list(report_lines(report.replaced(links=links)))
+        assert max(len(line) for line in lines) <= 100
+        text = " ".join(" ".join(lines).split())
+        assert "10 kinds of message are hidden behind computing" in text
+        assert "0 -> 7 and 3 more" in text
+        assert "1 kind of message is faster than the clocks" in text
 
     def test_explain_shows_the_same_figures(self) -> None:
         plan, report = two_stages(), made([4.2024, 6.5, 9.0], sources=SOURCES)

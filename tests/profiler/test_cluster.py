@@ -103,3 +103,14 @@ def test_ten_thousand_devices_load_quickly() -> None:
         for i in range(10_000)
     )
     assert len(cluster(f"kind: Cluster\nformat_version: '1.0'\nhosts:\n{hosts}").device) == 10_000
+
+
+def test_a_replaced_part_forgets_what_followed_from_the_old_one() -> None:
+    before = cluster()
+    assert before.link("node-a/cuda:0", "node-b/cpu").latency_s == 3e-4
+    entry = Link(source="node-a", target="node-b/cpu", latency_s=5e-4, bytes_per_s=1e9)
+    after = before.replaced(links=(entry,))
+    assert after.link("node-a/cuda:0", "node-b/cpu").latency_s == 5e-4
+    assert (after.hosts, after.default_link) == (before.hosts, before.default_link)
+    with pytest.raises(ValueError, match="is listed twice"):
+        before.replaced(links=(entry, entry))
