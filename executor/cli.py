@@ -205,8 +205,8 @@ def _rehearse_as_rank(
         Schedule(loaded, sources.profile.model),
         started,
         ran,
-        inputs.num_items,
-        max(s["start_s"] for s in started),
+        start_s=max(s["start_s"] for s in started),
+        sources=sources,
     )
     _finish(made, loaded, report, Format.TEXT)
 

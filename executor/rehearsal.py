@@ -57,7 +57,7 @@ def rehearse(
         ran, _ = ranks.run(inputs, repeats=batches)
     finally:
         ranks.close()
-    return rehearsal_report(schedule, ready, ran, inputs.num_items, start_s)
+    return rehearsal_report(schedule, ready, ran, start_s=start_s, sources=sources)
 
 
 def require_rehearsable(
@@ -84,11 +84,19 @@ def rehearsal_report(
     schedule: Schedule,
     ready: Sequence[Mapping[str, object]],
     ran: Sequence[Mapping[str, object]],
-    num_items: int,
+    *,
     start_s: float,
+    sources: Sources,
 ) -> RunReport:
     """The report of a rehearsal: that of a run, without memory, which no stage took."""
-    made = make_report(schedule, started=ready, ran=ran, num_items=num_items, start_s=start_s)
+    made = make_report(
+        schedule,
+        started=ready,
+        ran=ran,
+        num_items=schedule.batch_size,
+        start_s=start_s,
+        sources=sources,
+    )
     bare = tuple(
         rank.model_copy(
             update={
