@@ -17,7 +17,7 @@ import torch
 from executor.bundle import write_rank, write_shared
 from executor.inputs import RunInputs
 from executor.preflight import refuse
-from executor.report import RunReport, make_report
+from executor.report import Compared, RunReport, make_report
 from executor.running import RunOptions, load_plan
 from executor.schedule import Schedule
 from executor.session import StartedRanks
@@ -98,13 +98,7 @@ def rehearsal_report(
         sources=sources,
     )
     bare = tuple(
-        rank.model_copy(
-            update={
-                "memory_bytes": rank.memory_bytes.model_copy(
-                    update={"predicted": None, "ratio": None}
-                )
-            }
-        )
+        rank.replaced(memory_bytes=Compared(measured=rank.memory_bytes.measured))
         for rank in made.ranks
     )
     return made.model_copy(update={"rehearsed": True, "ranks": bare})

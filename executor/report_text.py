@@ -12,6 +12,9 @@ WIDTH = 100
 MOST_LINKS = 12
 """Links shown: those that are off first; the JSON form has all."""
 
+MOST_TIMES = 999
+"""Larger ratios are of figures that were expected to be next to nothing."""
+
 Row = tuple[str, Compared, Callable[[float], str]]
 
 
@@ -55,7 +58,7 @@ def _rows(report: RunReport) -> Iterator[Row]:
     for link in _shown(report):
         label = f"rank {link.source} -> {link.target}  {link.tensor[:18]}"
         yield f"{label} {format_bytes(link.num_bytes)}", link.time_s, format_seconds
-    for rank in report.ranks:
+    for rank in () if report.rehearsed else report.ranks:
         yield f"rank {rank.rank} peak memory", rank.memory_bytes, format_bytes
 
 
@@ -93,6 +96,10 @@ def _distance(compared: Compared) -> float:
 def _line(label: str, compared: Compared, show: Callable[[float], str], *, worst: bool) -> str:
     predicted = "-" if compared.predicted is None else show(compared.predicted)
     measured = "-" if compared.measured is None else show(compared.measured)
-    ratio = "-" if compared.ratio is None else f"{compared.ratio:.2f}"
+    ratio = "-" if compared.ratio is None else _times(compared.ratio)
     mark = "" if not compared.off else "   <- off, the worst" if worst else "   <- off"
     return f"  {label[:41]:<42}{predicted:>12}{measured:>12}{ratio:>8}{mark}"
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.2f}" if ratio < MOST_TIMES else f">{MOST_TIMES}"
