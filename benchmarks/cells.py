@@ -32,8 +32,6 @@ from profiler.errors import InfeasiblePlanError
 from profiler.profile import Profile
 from profiler.sources import load_model
 
-RUN_S = 3.0
-"""How long one run for throughput lasts, about."""
 PORT = 29600
 SEQUENTIAL = "device map order"
 """Layers in order on devices filled evenly by bytes, one device busy at a time."""
@@ -207,8 +205,12 @@ def compete(
     entered: Sequence[Contender],
     *,
     repeats: int,
+    run_s: float,
 ) -> list[Outcome]:
-    """Run all contenders in turn, ``repeats`` times; equal plans run once and share the result."""
+    """Run all contenders in turn, ``repeats`` times; equal plans run once and share the result.
+
+    A run lasts about ``run_s`` seconds.
+    """
     captured = capture(load_model(model))
     inputs = example_inputs(captured, entered[0].plan.inputs.request.batch_size, varied=True)
     sources = Sources(profile=profile, cluster=profile.cluster)
@@ -227,7 +229,7 @@ def compete(
                 single = one.objective is Objective.LATENCY or one.one_at_a_time
                 key = (one.plan.spec.canonical(), single)
                 if key not in done:
-                    done[key] = _measured(sessions[key[0]], inputs, one, single=single)
+                    done[key] = _measured(sessions[key[0]], inputs, key[1], run_s / one.predicted_s)
                 outcome.seconds.append(done[key])
     return outcomes
 
@@ -237,14 +239,14 @@ def _session(made: Plan, captured: Captured, sources: Sources, hosts: EmulatedHo
 
 
 def _measured(
-    session: Session, inputs: Mapping[str, torch.Tensor], one: Contender, *, single: bool
+    session: Session, inputs: Mapping[str, torch.Tensor], single: bool, batches: float
 ) -> float:
     """Seconds of one batch alone, or between batches that follow each other."""
     if single:
-        count = max(3, min(15, round(RUN_S / max(one.predicted_s, 1e-3))))
+        count = max(3, min(15, round(batches)))
         walls = [session.run(inputs).report.wall_s for _ in range(count)]
         return statistics.median(walls)
-    count = max(8, min(200, round(RUN_S / max(one.predicted_s, 1e-3))))
+    count = max(6, min(200, round(batches)))
     period = session.run(inputs, repeats=count).report.period_s.measured
     assert period is not None
     return period

@@ -96,7 +96,7 @@ def measure(clusters: Sequence[str], models: Sequence[str], *, quick: bool) -> l
                     f"benchmarks.models:{model}",
                     folder=Path(folder),
                     batch_sizes=(4, 16) if quick else (1, 2, 4, 8, 16),
-                    budget_s=8.0 if quick else 60.0,
+                    budget_s=4.0 if quick else 60.0,
                 )
                 machines = profile.cluster  # with measured links, for the next models
                 cells.append(_cell(hosts, profile, cluster_name, model, quick=quick))
@@ -108,7 +108,8 @@ def _cell(hosts: EmulatedHosts, profile: Profile, cluster: str, model: str, *, q
     entered = contenders(profile, batch_size=BATCH)
     repeats = 2 if quick else 5
     ref = f"benchmarks.models:{model}"
-    outcomes = compete(hosts, profile, ref, entered, repeats=repeats)
+    run_s = 0.8 if quick else 3.0
+    outcomes = compete(hosts, profile, ref, entered, repeats=repeats, run_s=run_s)
     settle()
     cell = Cell(cluster=cluster, model=model, profile=profile, outcomes=outcomes)
     names = [host.name for host in profile.cluster.hosts]
@@ -120,7 +121,7 @@ def _cell(hosts: EmulatedHosts, profile: Profile, cluster: str, model: str, *, q
                 (Objective.LATENCY, "single"),
             ):
                 theirs.seconds(what, 1)
-                times = [theirs.seconds(what, 3) for _ in range(repeats)]
+                times = [theirs.seconds(what, 2 if quick else 5) for _ in range(repeats)]
                 cell.torch_s[objective] = statistics.median(times)
     return cell
 
