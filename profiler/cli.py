@@ -44,6 +44,9 @@ SampleOption = Annotated[
 AtOnceOption = Annotated[
     int | None, typer.Option(help="Pairs of hosts that measure links at the same time at most.")
 ]
+LinkSecondsOption = Annotated[
+    float, typer.Option(help="Seconds to time messages of one direction of a link.")
+]
 FindWiresOption = Annotated[
     bool, typer.Option("--find-wires", help="Look for links that share a wire.")
 ]
@@ -65,6 +68,7 @@ def devices(  # noqa: PLR0913  (one parameter a flag)
     links: LinksOption = LinkPolicy.AUTO,
     sample: SampleOption = None,
     at_once: AtOnceOption = None,
+    link_seconds: LinkSecondsOption = 1.5,
     find_wires: FindWiresOption = False,
     timeout: TimeoutOption = 60.0,
     quiet: QuietOption = False,
@@ -83,7 +87,7 @@ def devices(  # noqa: PLR0913  (one parameter a flag)
     """
     from profiler.environment import Environment
 
-    measuring = _link_choices(sample, at_once, find_wires=find_wires)
+    measuring = _link_choices(sample, at_once, link_seconds, find_wires=find_wires)
     environment = Environment.read()
     if environment is None:
         if output != "-":
@@ -131,13 +135,17 @@ def _measured_alone(cluster: Cluster, measuring: LinkOptions, timeout: float) ->
     return with_links(cluster, [made])
 
 
-def _link_choices(sample: int | None, at_once: int | None, *, find_wires: bool) -> LinkOptions:
+def _link_choices(
+    sample: int | None, at_once: int | None, link_seconds: float, *, find_wires: bool
+) -> LinkOptions:
     for flag, value in (("--sample", sample), ("--at-once", at_once)):
         if value is not None and value < 1:
             raise InvalidInputError(f"{flag} is a number of pairs, 1 or more; not {value}")
+    if not 0 < link_seconds < 3600:
+        raise InvalidInputError(f"--link-seconds is a time above 0 s, not {link_seconds:g}")
     from profiler.links import LinkOptions
 
-    return LinkOptions(sample=sample, at_once=at_once, find_wires=find_wires)
+    return LinkOptions(budget_s=link_seconds, sample=sample, at_once=at_once, find_wires=find_wires)
 
 
 @app.command()
@@ -173,6 +181,7 @@ def profile(  # noqa: PLR0913  (one parameter a flag)
     links: LinksOption = LinkPolicy.AUTO,
     sample: SampleOption = None,
     at_once: AtOnceOption = None,
+    link_seconds: LinkSecondsOption = 1.5,
     find_wires: FindWiresOption = False,
     timeout: TimeoutOption = 60.0,
     quiet: QuietOption = False,
@@ -196,7 +205,7 @@ def profile(  # noqa: PLR0913  (one parameter a flag)
     from profiler.measure import Effort
     from profiler.session import ProfileOptions, profile_model
 
-    measuring = _link_choices(sample, at_once, find_wires=find_wires)
+    measuring = _link_choices(sample, at_once, link_seconds, find_wires=find_wires)
     options = ProfileOptions(length=length)
     effort = Effort(budget_s=budget)
     environment = Environment.read()

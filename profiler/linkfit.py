@@ -8,7 +8,7 @@ it rules, by medians throughout:
 * bandwidth from the sizes that take at least 1/100 of the longest time: the median of the slopes
   between every two of them (Theil 1950, Sen 1968), of which more than a quarter of the sizes may be
   disturbed before it is;
-* latency from the sizes of whose time the bandwidth makes up less than a tenth, the smallest at
+* latency from the sizes of whose time the bandwidth makes up no large part, the smallest at
   least: the median of what is left.
 """
 
@@ -21,7 +21,7 @@ from itertools import combinations
 
 LONG_FRACTION = 0.01
 """Sizes that take this part of the longest time or more rule the bandwidth."""
-SHORT_FRACTION = 0.1
+SHORT_FRACTION = 0.35
 """Sizes of whose time the bandwidth makes up less than this rule the latency."""
 
 
