@@ -23,8 +23,8 @@ def host_name(given: str | None = None) -> Identity:
     Raises:
         InvalidInputError: the given name cannot be one.
     """
-    name = given or os.environ.get(HOST_VARIABLE)
-    if name is not None and (not name or "/" in name or any(c.isspace() for c in name)):
+    name = given or os.environ.get(HOST_VARIABLE) or None
+    if name is not None and ("/" in name or any(c.isspace() for c in name)):
         raise InvalidInputError(f"a host's name has no spaces and no slashes; {name!r} has")
     found = name or socket.gethostname().split(".")[0] or "localhost"
     return Identity.here(found, chosen=name is not None)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from profiler.environment import Environment
+from profiler.environment import Environment, first_line
 from profiler.errors import InvalidInputError, RankFailedError
 from tests.support.hosts import free_port
 
@@ -55,3 +55,9 @@ def test_a_store_that_nobody_keeps_is_named() -> None:
         RankFailedError, match=rf"rank 1 on .* cannot reach 127.0.0.1:{port} in 1 s"
     ):
         alone.store(timeout_s=1.0)
+
+
+def test_errors_of_torch_lose_the_place_they_come_from() -> None:
+    shown = first_line(RuntimeError("[/__w/third_party/gloo/pair.cc:537] Read error\nframe #0"))
+    assert shown == "Read error"
+    assert first_line(RuntimeError("")) == "RuntimeError"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from profiler.cluster import Cluster
-from tests.support.hosts import Ended, hosts
+from tests.support.hosts import Ended, free_port, hosts
 
 pytestmark = pytest.mark.distributed
 
@@ -83,6 +83,23 @@ def test_links_may_be_left_out(tmp_path: Path) -> None:
     assert Cluster.load(tmp_path / "cluster.yaml").links == ()
 
 
+def test_torchrun_on_two_hosts_is_enough(tmp_path: Path) -> None:
+    port = free_port()
+    agents = []
+    for node in range(2):
+        agent = ["-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", str(node)]
+        agent += ["--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", str(port)]
+        command = ["-m", "executor", "devices", "-o", f"of-{node}.yaml", "--links", "never"]
+        agents.append([*agent, *command])
+    with hosts(2, agents, cwd=tmp_path) as running:
+        ended = running.wait_all()
+    assert [one.code for one in ended] == [0, 0], ended
+    # Only rank 0 writes.
+    made = Cluster.load(tmp_path / "of-0.yaml")
+    assert [host.name for host in made.hosts] == ["h0", "h1"]
+    assert not (tmp_path / "of-1.yaml").exists()
+
+
 # --- faults --------------------------------------------------------------------------------------
 
 DIES = """
@@ -94,7 +111,7 @@ if rank == 1:
 @pytest.mark.parametrize(
     ("name", "limit", "said"),
     [
-        ("SIGKILL", 60, "rank 2 on host h2 lost rank 1 on host h1 while measuring the link h1"),
+        ("SIGKILL", 60, "rank 2 on host h2 lost rank 1 on host h1 while measuring the link h2"),
         ("SIGSTOP", 3, "in 3 s"),  # whoever notices first: its partner, or rank 0
     ],
     ids=["dies", "hangs"],

@@ -40,7 +40,7 @@ def measured(error: float | None) -> Cluster:
 
 
 def test_conditions_of_equal_hosts_read_as_of_one() -> None:
-    merged = merge_conditions([conditions()] * 2, hosts=["a", "b"], cluster=measured(0.1))
+    merged = merge_conditions([conditions()] * 2, hosts=["a", "b"], cluster=measured(0.3))
     assert merged == conditions()
 
 
@@ -61,7 +61,7 @@ def test_conditions_that_differ_name_their_hosts_and_the_worst_counts() -> None:
 
 
 def test_a_link_whose_times_jump_makes_the_profile_unstable() -> None:
-    merged = merge_conditions([conditions()] * 2, hosts=["a", "b"], cluster=measured(0.4))
+    merged = merge_conditions([conditions()] * 2, hosts=["a", "b"], cluster=measured(0.6))
     assert merged.unstable == ("link a -> b",)
 
 

@@ -66,7 +66,7 @@ def environment(
 @contextmanager
 def hosts(
     num: int,
-    arguments: Sequence[str],
+    arguments: Sequence[str] | Sequence[Sequence[str]],
     *,
     cwd: Path,
     world_size: int | None = None,
@@ -74,12 +74,13 @@ def hosts(
 ) -> Iterator[Processes]:
     """``python ARGUMENTS`` on so many made-up hosts; what still runs at the end is killed.
 
+    ``arguments`` are those of all, or one list for each of them.
     ``changed`` are variables that differ for a rank.
     """
     port = free_port()
     running = [
         subprocess.Popen(
-            [sys.executable, *arguments],
+            [sys.executable, *_of(arguments, rank)],
             env={**environment(rank, world_size or num, port), **(changed or {}).get(rank, {})},
             cwd=cwd,
             stdin=subprocess.DEVNULL,
@@ -99,3 +100,8 @@ def hosts(
             for stream in (process.stdout, process.stderr):
                 if stream is not None:
                     stream.close()
+
+
+def _of(arguments: Sequence[str] | Sequence[Sequence[str]], rank: int) -> Sequence[str]:
+    own = arguments[rank]
+    return [str(one) for one in arguments] if isinstance(own, str) else own
