@@ -43,7 +43,6 @@ from profiler.sources import load_model
 from profiler.spotcheck import Spot, compare, differing, measure_spot
 from profiler.world import World
 
-
 UNSTABLE_LINK = 0.5
 """Above this ``error_fraction`` a link is reported as unstable. Half of it is usual for messages of
 middling size on links that a token bucket shapes, and within a machine."""

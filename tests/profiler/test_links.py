@@ -162,6 +162,17 @@ def test_two_processes_on_one_host_are_refused(tmp_path: Path) -> None:
     assert "ranks 0 and 1 are both on host" in ended[0].err
 
 
+def test_hosts_that_cannot_reach_each_other_are_named(tmp_path: Path) -> None:
+    script = ["-c", SHORT + COMMAND, "devices", "-o", "c.yaml", "--timeout", "5"]
+    nowhere = {1: {"GLOO_SOCKET_IFNAME": "nowhere0"}}
+    with hosts(2, script, cwd=tmp_path, changed=nowhere) as running:
+        ended = running.wait_all()
+    assert [one.code for one in ended] == [7, 7], ended
+    for one in ended:
+        assert "rank 1 on host h1 could not connect to all of the 2 hosts (h0, h1)" in one.err
+        assert "GLOO_SOCKET_IFNAME" in one.err
+
+
 API = """
 import json, profiler
 from profiler.links import LinkOptions
