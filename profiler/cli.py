@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -90,6 +90,7 @@ def devices(  # noqa: PLR0913  (one parameter a flag)
     measuring = _link_choices(sample, at_once, link_seconds, find_wires=find_wires)
     environment = Environment.read()
     if environment is None:
+        _refuse_alone({"--sample": sample, "--at-once": at_once, "--find-wires": find_wires})
         if output != "-":
             require_writable(output)
         from profiler.discover import discover
@@ -133,6 +134,15 @@ def _measured_alone(cluster: Cluster, measuring: LinkOptions, timeout: float) ->
         )
     made = measure_loopback(host, budget_s=measuring.budget_s, timeout_s=timeout)
     return with_links(cluster, [made])
+
+
+def _refuse_alone(flags: Mapping[str, object]) -> None:
+    """Refuse what only several hosts can do, rather than ignore it."""
+    given = [name for name, value in flags.items() if value]
+    if given:
+        raise InvalidInputError(
+            f"{', '.join(given)}: needs several hosts; start one process on each with torchrun"
+        )
 
 
 def _link_choices(
@@ -227,10 +237,20 @@ def profile(  # noqa: PLR0913  (one parameter a flag)
             "one process cannot measure links: start one on each host with torchrun, or let "
             "apportion devices --links always measure those within this machine"
         )
+    _refuse_alone(
+        {
+            "--sample": sample,
+            "--at-once": at_once,
+            "--find-wires": find_wires,
+            "--by-type": by_type,
+        }
+    )
     target = require_writable(output)
     from profiler.discover import discover
+    from profiler.hosts import host_name
 
-    machines = Cluster.load(cluster) if cluster else discover(cpu_devices=cpu_devices)
+    name = host_name(host).host
+    machines = Cluster.load(cluster) if cluster else discover(cpu_devices=cpu_devices, host=name)
     partial = target.with_name(target.name + ".partial")
     with progress_bar(quiet=quiet) as progress, _keeping(partial):
         made = profile_model(

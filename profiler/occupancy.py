@@ -184,7 +184,7 @@ def occupancy(alone: Sequence[Window], beside: Sequence[Window], *, transfer_s: 
     for each kind. A loss to the stream itself is in all windows beside it.
 
     >>> def windows(pieces): return [Window(elapsed_s=0.2, pieces=pieces)] * 4
-    >>> occupancy(windows(100), windows(60), transfer_s=0.16)
+    >>> round(occupancy(windows(100), windows(60), transfer_s=0.16), 3)
     0.5
     """
     piece_s = _quartile([window.piece_s for window in alone])

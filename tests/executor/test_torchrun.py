@@ -25,7 +25,7 @@ class Shifted(nn.Module):
         super().__init__()
         self.first = nn.Linear(8, 8)
         self.second = nn.Linear(8, 3)
-        # No file holds it: it travels with the plan's parts. 12 MB, more than a store takes at once.
+        # In no file: it travels with the plan's parts. 12 MB, more than a store takes at once.
         self.register_buffer("table", torch.arange(3_000_000.0).view(-1, 8), persistent=False)
 
     def forward(self, x):

@@ -3,11 +3,13 @@ from __future__ import annotations
 import pytest
 
 from profiler.cluster import Cluster, Device, Host, Link
+from profiler.environment import Environment
 from profiler.errors import InvalidInputError
 from profiler.hosts import (
     Present,
     compare_hosts,
     host_name,
+    meet,
     merge_hosts,
     only_host,
     unmeasured,
@@ -133,6 +135,19 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="a/cuda:1 is in the cluster; host a has 1 CUDA"):
         compare_hosts(cluster, [here("a", num_cuda=1)])
     assert compare_hosts(cluster, [here("a", num_cuda=2)]) == ()
+
+
+def test_a_host_without_a_device_is_refused() -> None:
+    cluster = Cluster(hosts=(host("a"), host("b", devices=0)))
+    with pytest.raises(InvalidInputError, match="host b has no device in the cluster"):
+        compare_hosts(cluster, [here("a"), here("b")])
+
+
+@pytest.mark.parametrize("limit", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_time_limit_must_be_one(limit: float) -> None:
+    alone = Environment(rank=0, world_size=1, master_addr="127.0.0.1", master_port=1)
+    with pytest.raises(InvalidInputError, match="the time limit must be above 0 s"):
+        meet(alone, timeout_s=limit)
 
 
 def test_one_host_of_a_cluster() -> None:
