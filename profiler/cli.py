@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,6 +44,9 @@ SampleOption = Annotated[
 AtOnceOption = Annotated[
     int | None, typer.Option(help="Pairs of hosts that measure links at the same time at most.")
 ]
+LinkSecondsOption = Annotated[
+    float, typer.Option(help="Seconds to time messages of one direction of a link.")
+]
 FindWiresOption = Annotated[
     bool, typer.Option("--find-wires", help="Look for links that share a wire.")
 ]
@@ -65,6 +68,7 @@ def devices(  # noqa: PLR0913  (one parameter a flag)
     links: LinksOption = LinkPolicy.AUTO,
     sample: SampleOption = None,
     at_once: AtOnceOption = None,
+    link_seconds: LinkSecondsOption = 1.5,
     find_wires: FindWiresOption = False,
     timeout: TimeoutOption = 60.0,
     quiet: QuietOption = False,
@@ -83,9 +87,10 @@ def devices(  # noqa: PLR0913  (one parameter a flag)
     """
     from profiler.environment import Environment
 
-    measuring = _link_choices(sample, at_once, find_wires=find_wires)
+    measuring = _link_choices(sample, at_once, link_seconds, find_wires=find_wires)
     environment = Environment.read()
     if environment is None:
+        _refuse_alone({"--sample": sample, "--at-once": at_once, "--find-wires": find_wires})
         if output != "-":
             require_writable(output)
         from profiler.discover import discover
@@ -131,13 +136,26 @@ def _measured_alone(cluster: Cluster, measuring: LinkOptions, timeout: float) ->
     return with_links(cluster, [made])
 
 
-def _link_choices(sample: int | None, at_once: int | None, *, find_wires: bool) -> LinkOptions:
+def _refuse_alone(flags: Mapping[str, object]) -> None:
+    """Refuse what only several hosts can do, rather than ignore it."""
+    given = [name for name, value in flags.items() if value]
+    if given:
+        raise InvalidInputError(
+            f"{', '.join(given)}: needs several hosts; start one process on each with torchrun"
+        )
+
+
+def _link_choices(
+    sample: int | None, at_once: int | None, link_seconds: float, *, find_wires: bool
+) -> LinkOptions:
     for flag, value in (("--sample", sample), ("--at-once", at_once)):
         if value is not None and value < 1:
             raise InvalidInputError(f"{flag} is a number of pairs, 1 or more; not {value}")
+    if not 0 < link_seconds < 3600:
+        raise InvalidInputError(f"--link-seconds is a time above 0 s, not {link_seconds:g}")
     from profiler.links import LinkOptions
 
-    return LinkOptions(sample=sample, at_once=at_once, find_wires=find_wires)
+    return LinkOptions(budget_s=link_seconds, sample=sample, at_once=at_once, find_wires=find_wires)
 
 
 @app.command()
@@ -175,6 +193,7 @@ def profile(  # noqa: PLR0913  (one parameter a flag)
     links: LinksOption = LinkPolicy.AUTO,
     sample: SampleOption = None,
     at_once: AtOnceOption = None,
+    link_seconds: LinkSecondsOption = 1.5,
     find_wires: FindWiresOption = False,
     timeout: TimeoutOption = 60.0,
     refit: Annotated[
@@ -209,7 +228,7 @@ def profile(  # noqa: PLR0913  (one parameter a flag)
     from profiler.measure import Effort
     from profiler.session import ProfileOptions, profile_model
 
-    measuring = _link_choices(sample, at_once, find_wires=find_wires)
+    measuring = _link_choices(sample, at_once, link_seconds, find_wires=find_wires)
     options = ProfileOptions(length=length)
     effort = Effort(budget_s=budget)
     environment = Environment.read()
@@ -231,10 +250,20 @@ def profile(  # noqa: PLR0913  (one parameter a flag)
             "one process cannot measure links: start one on each host with torchrun, or let "
             "apportion devices --links always measure those within this machine"
         )
+    _refuse_alone(
+        {
+            "--sample": sample,
+            "--at-once": at_once,
+            "--find-wires": find_wires,
+            "--by-type": by_type,
+        }
+    )
     target = require_writable(output)
     from profiler.discover import discover
+    from profiler.hosts import host_name
 
-    machines = Cluster.load(cluster) if cluster else discover(cpu_devices=cpu_devices)
+    name = host_name(host).host
+    machines = Cluster.load(cluster) if cluster else discover(cpu_devices=cpu_devices, host=name)
     partial = target.with_name(target.name + ".partial")
     with progress_bar(quiet=quiet) as progress, _keeping(partial):
         made = profile_model(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -93,6 +94,7 @@ class Environment:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of torch says, without the trace that it carries."""
+    """What an error of torch says, without where in torch it arose, nor the trace it carries."""
     text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__
+    line = text.splitlines()[0] if text else type(error).__name__
+    return re.sub(r"^\[[^\]]*\.(cc|cpp|h):\d+\]\s*", "", line)[:200]

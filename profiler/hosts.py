@@ -17,6 +17,8 @@ from profiler.world import DEFAULT_TIMEOUT_S, Identity, World
 HOST_VARIABLE = "APPORTION_HOST"
 """Environment variable that names a host whose own name is not unique."""
 
+LONGEST_TIMEOUT_S = 1e6
+
 
 def host_name(given: str | None = None) -> Identity:
     """How this process introduces its host.
@@ -24,8 +26,8 @@ def host_name(given: str | None = None) -> Identity:
     Raises:
         InvalidInputError: the given name cannot be one.
     """
-    name = given or os.environ.get(HOST_VARIABLE)
-    if name is not None and (not name or "/" in name or any(c.isspace() for c in name)):
+    name = given or os.environ.get(HOST_VARIABLE) or None
+    if name is not None and ("/" in name or any(c.isspace() for c in name)):
         raise InvalidInputError(f"a host's name has no spaces and no slashes; {name!r} has")
     found = name or socket.gethostname().split(".")[0] or "localhost"
     return Identity.here(found, chosen=name is not None)
@@ -41,8 +43,11 @@ def meet(
         InvalidInputError: a time limit that is none, a name that cannot be one, or two processes
             on one host.
     """
-    if not timeout_s > 0:
-        raise InvalidInputError(f"the time limit must be above 0 s, not {timeout_s:g}")
+    if not 0 < timeout_s <= LONGEST_TIMEOUT_S:
+        raise InvalidInputError(
+            f"the time limit must be above 0 s and at most {LONGEST_TIMEOUT_S:g} s, not "
+            f"{timeout_s:g}"
+        )
     return World(environment, host=host_name(host), timeout_s=timeout_s)
 
 
@@ -109,8 +114,8 @@ def compare_hosts(cluster: Cluster, present: Sequence[Present]) -> tuple[str, ..
     """Warnings about a cluster file whose hosts are there, but smaller than it says.
 
     Raises:
-        InvalidInputError: hosts without a process, processes on hosts that are not in the cluster,
-            or a device that its host cannot have.
+        InvalidInputError: hosts without a process or a device, processes on hosts that are not in
+            the cluster, or a device that its host cannot have.
     """
     there = {host.name: host for host in present}
     listed = {host.name for host in cluster.hosts}
@@ -130,6 +135,10 @@ def compare_hosts(cluster: Cluster, present: Sequence[Present]) -> tuple[str, ..
     warnings = []
     for host in cluster.hosts:
         real = there[host.name]
+        if not host.devices:
+            raise InvalidInputError(
+                f"host {host.name} has no device in the cluster: list one, or take the host out"
+            )
         for device in host.devices:
             index = device.name.partition(":")[2]
             if device.kind == "cuda" and int(index or 0) >= real.num_cuda:

@@ -5,10 +5,9 @@ messages bend the bandwidth: shapers and switches let them through faster than t
 (token buckets), transports change their way at some size. So each figure comes from the sizes that
 it rules, by medians throughout:
 
-* bandwidth from the sizes that take at least 1/100 of the longest time: the median of the slopes
-  between every two of them (Theil 1950, Sen 1968), of which more than a quarter of the sizes may be
-  disturbed before it is;
-* latency from the sizes of whose time the bandwidth makes up less than a tenth, the smallest at
+* bandwidth from the four largest sizes: the median of the slopes between every two of them
+  (Theil 1950, Sen 1968), which one disturbed size cannot move far;
+* latency from the sizes of whose time the bandwidth makes up no large part, the smallest at
   least: the median of what is left.
 """
 
@@ -19,9 +18,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-LONG_FRACTION = 0.01
-"""Sizes that take this part of the longest time or more rule the bandwidth."""
-SHORT_FRACTION = 0.1
+NUM_LARGE = 4
+"""So many of the largest sizes rule the bandwidth."""
+SHORT_FRACTION = 0.35
 """Sizes of whose time the bandwidth makes up less than this rule the latency."""
 
 
@@ -65,9 +64,8 @@ def fit_link(samples: Mapping[int, Sequence[float]]) -> LinkFit:
     if len(samples) < 2:
         raise ValueError(f"a line needs messages of two sizes or more, not {sorted(samples)}")
     points = [(size, statistics.median(times)) for size, times in sorted(samples.items())]
-    longest = max(seconds for _, seconds in points)
-    ruling = [point for point in points if point[1] >= LONG_FRACTION * longest]
-    seconds_per_byte = _slope(ruling if len(ruling) > 1 else points[-2:])
+    ruling = points[-NUM_LARGE:]
+    seconds_per_byte = _slope(ruling)
     smallest, *others = points
     short = [smallest, *(p for p in others if p[0] * seconds_per_byte < SHORT_FRACTION * p[1])]
     latency_s = statistics.median(max(0.0, t - size * seconds_per_byte) for size, t in short)

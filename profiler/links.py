@@ -181,7 +181,8 @@ class _Pairs:
             gathered = self.world.gather(step, figures)
             for source, target, data in self.world.broadcast(step, _flat(gathered)):
                 found.setdefault((source, target), {}).update(data)
-        self.options.progress(what, 1.0)
+        if rounds:
+            self.options.progress(what, 1.0)
         names = self.world.hosts
         return [_link(names[a], names[b], data) for (a, b), data in sorted(found.items())]
 

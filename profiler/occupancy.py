@@ -180,22 +180,22 @@ class Window:
 def occupancy(alone: Sequence[Window], beside: Sequence[Window], *, transfer_s: float) -> float:
     """Computing time lost beside a stream, per second that its messages take; 0 to 1.
 
-    Whatever else disturbs a machine makes windows slower, never faster; so nearly the fastest
-    stands for each kind. A loss to the stream itself is in all windows beside it.
+    Whatever else disturbs a machine makes windows slower, never faster; so a lower quartile stands
+    for each kind. A loss to the stream itself is in all windows beside it.
 
     >>> def windows(pieces): return [Window(elapsed_s=0.2, pieces=pieces)] * 4
-    >>> occupancy(windows(100), windows(60), transfer_s=0.16)
+    >>> round(occupancy(windows(100), windows(60), transfer_s=0.16), 3)
     0.5
     """
-    piece_s = _low([window.piece_s for window in alone])
-    beside_s = _low([window.piece_s for window in beside])
-    elapsed_s = _low([window.elapsed_s for window in beside])
+    piece_s = _quartile([window.piece_s for window in alone])
+    beside_s = _quartile([window.piece_s for window in beside])
+    elapsed_s = _quartile([window.elapsed_s for window in beside])
     lost_s = elapsed_s * (1 - piece_s / beside_s)
     return min(1.0, max(0.0, lost_s / transfer_s))
 
 
-def _low(values: Sequence[float]) -> float:
-    return sorted(values)[(len(values) - 1) // 8]
+def _quartile(values: Sequence[float]) -> float:
+    return sorted(values)[(len(values) - 1) // 4]
 
 
 def _settled(windows: Sequence[Window]) -> bool:

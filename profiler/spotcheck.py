@@ -55,7 +55,7 @@ def compare(times: Mapping[str, float], *, of: str, names: Sequence[str]) -> tup
 def differing(timings: Sequence[DeviceTimings]) -> tuple[str, ...]:
     """Warnings about twins that take another time than the device that stands for them."""
     return tuple(
-        f"{check.device} takes {check.ratio:.2f} times as long as {one.measured_on}, whose figures "
+        f"{check.device} takes {check.ratio:.3g} times as long as {one.measured_on}, whose figures "
         f"it was given (more than {100 * TOLERATED_FRACTION:.0f} % apart in a spot check): measure "
         "without --by-type, or give it a type of its own in the cluster file"
         for one in timings

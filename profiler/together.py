@@ -27,7 +27,7 @@ from profiler.hosts import (
     with_links,
 )
 from profiler.links import LinkOptions, measure_between
-from profiler.measure import UNSTABLE_SPREAD, Effort
+from profiler.measure import Effort
 from profiler.policy import LinkPolicy
 from profiler.profile import Conditions, DeviceTimings, Profile
 from profiler.session import (
@@ -42,6 +42,10 @@ from profiler.session import (
 from profiler.sources import load_model
 from profiler.spotcheck import compare, differing, measure_spot
 from profiler.world import World
+
+UNSTABLE_LINK = 0.5
+"""Above this ``error_fraction`` a link is reported as unstable. Half of it is usual for messages of
+middling size on links that a token bucket shapes, and within a machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,7 +293,7 @@ def merge_conditions(
     """What the figures of several hosts depend on, as one record.
 
     Where hosts differ in words, all of them are listed; of numbers, the one that matters most.
-    Links whose times scatter widely count as unstable.
+    Links whose times are far from any line count as unstable.
     """
 
     def words(values: Sequence[str]) -> str:
@@ -300,7 +304,7 @@ def merge_conditions(
     links = tuple(
         f"link {link.source} -> {link.target}"
         for link in cluster.links
-        if (link.error_fraction or 0.0) > UNSTABLE_SPREAD
+        if (link.error_fraction or 0.0) > UNSTABLE_LINK
     )
     return found[0].model_copy(
         update={
