@@ -30,6 +30,7 @@ from profiler.itemwise import with_itemwise
 from profiler.journal import Journal
 from profiler.measure import UNSTABLE_SPREAD, Effort, Load, Progress, measure_layers
 from profiler.profile import Conditions, DeviceTimings, Measurement, Profile
+from profiler.residency import measure_residency
 from profiler.sources import load_model
 
 LARGEST_DEFAULT = 64
@@ -128,7 +129,20 @@ def profile_captured(
                 done=journal.done[name],
             ):
                 journal.add(name, twin, measurement)
-        timings.append(_timings(group, journal.done[name], resident, sizes))
+        rows = _rows(journal.done[name], sizes)
+        residency = None
+        if device.kind == "cpu":
+            residency = measure_residency(
+                bench, rows=rows, threads=device.threads, free_bytes=device.usable_bytes
+            )
+        timings.append(
+            DeviceTimings(
+                measured_on=name,
+                devices=tuple(group),
+                baseline_bytes=residency.baseline_bytes if residency else resident,
+                layers=residency.applied(rows) if residency else rows,
+            )
+        )
     profile = Profile(
         model=graph,
         cluster=cluster,
@@ -148,21 +162,14 @@ def profile_captured(
     return profile
 
 
-def _timings(
-    group: Sequence[str],
-    done: Mapping[str, Mapping[int, Measurement]],
-    resident: int,
-    sizes: Sequence[int],
-) -> DeviceTimings:
-    return DeviceTimings(
-        measured_on=group[0],
-        devices=tuple(group),
-        baseline_bytes=resident,
-        layers={
-            twin: tuple(rows[items] for items in sorted(rows) if items in set(sizes))
-            for twin, rows in done.items()
-        },
-    )
+def _rows(
+    done: Mapping[str, Mapping[int, Measurement]], sizes: Sequence[int]
+) -> dict[str, tuple[Measurement, ...]]:
+    """Measurements by twin, ascending, at the batch sizes that were asked for."""
+    return {
+        twin: tuple(rows[items] for items in sorted(rows) if items in set(sizes))
+        for twin, rows in done.items()
+    }
 
 
 def _measurable(cluster: Cluster) -> list[list[str]]:
