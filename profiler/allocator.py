@@ -1,4 +1,4 @@
-"""How a rank uses memory: freed blocks kept for the next step, and nothing that only imports needed.
+"""How a rank uses memory: freed blocks are kept, what only imports needed is not.
 
 A step frees what the step before it allocated. By default the C library hands large freed blocks
 back to the system and takes them again, page by page, zeroed: on the order of a tenth of a step's

@@ -37,7 +37,7 @@ def main() -> None:
     # What every rank loads; nothing is computed here, so that forked processes start clean.
     import psutil  # noqa: F401
     import torch
-    import torch.distributed  # noqa: F401
+    import torch.distributed
 
     import profiler.build
     import profiler.weights  # noqa: F401

@@ -3,20 +3,23 @@
 A heap has holes that no later tensor fits into, kernels keep scratch memory, and libraries' pages
 are loaded when their code first runs. None of that follows from shapes. So some runs of layers are
 built in a process made like a rank (``profiler.rankprobe``), and the growth of its heap is compared
-with the bytes that are alive at once: the ratio goes to the layers of the run, by ``heap_permille``.
+with the bytes alive at once: the ratio goes to the layers of the run, as ``heap_permille``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -80,43 +83,61 @@ def measure_residency(
     ``rows`` are the measurements of all twins; runs are tried at the smallest, the middle and the
     largest batch size in them.
     """
-    command = [sys.executable, "-m", "profiler.rankprobe", "--threads", str(threads)]
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=heap_environment(os.environ),
-        start_new_session=True,  # Ctrl-C is for the caller, which then ends it
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
     baseline = 0
     found = _Ratios()
-    try:
+    with _Probe(threads) as probe:
         for items in _sizes(rows):
             now = {t: row for t, measured in rows.items() for row in measured if row.items == items}
             values = _values(bench, items)
             for first, last in _runs(bench.captured.graph, now, free_bytes):
                 with tempfile.TemporaryDirectory(prefix="apportion-probe-") as directory:
                     _write_run(Path(directory), bench, (first, last), values, items)
-                    process.stdin.write(directory + "\n")
-                    process.stdin.flush()
-                    line = process.stdout.readline()
-                answer = json.loads(line) if line else {"failed": process.poll()}
-                if "failed" in answer:
-                    _logger.warning("a rank's memory could not be measured: %s", answer)
+                    answer = probe.ask(directory)
+                if answer is None:
                     return None
                 baseline = max(baseline, answer["empty_bytes"] + answer["library_bytes"])
                 alive = alive_bytes(bench.captured.graph, (first, last), now)
                 twins = {x.twin for x in bench.captured.graph.layers[first : last + 1]}
                 found.note({twin: now[twin] for twin in twins}, alive, answer["grown_bytes"])
-    finally:
-        process.stdin.close()
-        process.stdout.close()
-        process.kill()
-        process.wait()
     return Residency(baseline_bytes=baseline, permille=found.permille())
+
+
+class _Probe:
+    """The process that measures runs; a context manager."""
+
+    def __init__(self, threads: int) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "profiler.rankprobe", "--threads", str(threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=heap_environment(os.environ),
+            start_new_session=True,  # Ctrl-C is for the caller, which then ends it
+        )
+
+    def ask(self, directory: str) -> dict[str, int] | None:
+        """What it measured of the run in ``directory``; None if it failed, which is logged."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        line = ""
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(directory + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        answer: dict[str, int] = json.loads(line) if line else {"failed": 1}
+        if "failed" in answer:
+            _logger.warning("a rank's memory could not be measured; its messages stand above")
+            return None
+        return answer
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Its group: a run may be under way in a process of its own.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.communicate()
 
 
 def _sizes(rows: Rows) -> list[int]:
