@@ -1,10 +1,11 @@
 """A process made like a rank, in which runs of layers show how much memory they really take.
 
 ``python -m profiler.rankprobe --threads N`` starts as a rank does. For each line on its standard
-input, the path of a directory with ``program.json`` (a stage program and its sizes) and
-``tensors.safetensors`` (its inputs and constants), it forks a process that builds the run and runs
-it a few times, and writes one JSON line: bytes of the empty process, of the libraries' pages that
-were used, and by how much the heap grew while the run computed.
+input, the path of a directory with ``graph.json`` (the model graph, as every rank holds it),
+``program.json`` (a stage program and its sizes) and ``tensors.safetensors`` (its inputs and
+constants), it forks a process that builds the run and runs it a few times, and writes one JSON
+line: bytes of the process without the run's tensors, of the libraries' pages that were used, and by
+how much the heap grew while the run computed.
 
 Each run has a process of its own because a heap remembers what was in it before.
 """
@@ -73,6 +74,8 @@ def _answer(directory: Path) -> None:
 def _measure(directory: Path) -> dict[str, int]:
     import torch
 
+    from profiler.graph import ModelGraph
+
     with tempfile.NamedTemporaryFile(prefix="apportion-store-") as store:
         # A group of one, as ranks have: its memory is part of their baseline.
         torch.distributed.init_process_group(
@@ -80,10 +83,11 @@ def _measure(directory: Path) -> dict[str, int]:
         )
     with torch.inference_mode():
         compute_a_little()
-        empty = _status("RssAnon")
+        graph = ModelGraph.model_validate_json((directory / "graph.json").read_text())
         module, tensors, sizes = _build(directory)
         gc.collect()
         held = _status("RssAnon")
+        own = [*tensors, *module.parameters(), *module.buffers()]
         # From here on the kernel's record of the most resident memory is that of the run.
         Path("/proc/self/clear_refs").write_text("5")
         arriving: list[list[torch.Tensor]] = []
@@ -95,8 +99,9 @@ def _measure(directory: Path) -> dict[str, int]:
             leaving.append(module(*inputs, *sizes))
             del leaving[:-DEPTH], inputs
     libraries = _status("RssFile")
+    del graph
     return {
-        "empty_bytes": empty,
+        "empty_bytes": held - sum(x.untyped_storage().nbytes() for x in own),
         "library_bytes": libraries,
         "grown_bytes": max(0, _status("VmHWM") - libraries - held),
     }

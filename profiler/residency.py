@@ -239,6 +239,7 @@ def _write_run(
         "sizes": [evaluate(size, symbols) for _, size in program.sizes],
     }
     (directory / "program.json").write_text(json.dumps(data))
+    (directory / "graph.json").write_text(captured.graph.model_dump_json())
     tensors: dict[str, torch.Tensor] = {f"input {name}": values[name] for name in program.inputs}
     for port in program.weights:
         if port.constant:
