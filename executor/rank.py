@@ -25,7 +25,7 @@ from executor.pipeline import RankLoop, RankRecord
 from executor.schedule import Interval, Schedule
 from executor.stage import RankBundle, load_stage
 from executor.transport import Transport
-from profiler.allocator import keep_freed_memory
+from profiler.allocator import keep_freed_memory, release_library_pages
 from profiler.stores import Store, join_group
 
 __all__ = ["Control", "RankOptions", "serve"]
@@ -61,6 +61,7 @@ def serve(options: RankOptions, control: Control) -> None:
     """
     started = time.monotonic()
     keep_freed_memory()
+    release_library_pages()
     bundle = RankBundle.read(options.directory, options.rank)
     torch.set_num_threads(bundle.threads.get(options.rank, 1))
     torch.set_grad_enabled(False)
@@ -155,5 +156,12 @@ def resident_bytes() -> int:
 
 def peak_resident_bytes() -> int:
     """The most resident memory this process has had."""
+    try:
+        # Not getrusage where this is: it starts from what the process that started this one had.
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
     scale = 1 if os.uname().sysname == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

@@ -28,6 +28,7 @@ class Figures:
         }
         self._seconds: dict[tuple[str, str, int], float] = {}
         self._peaks: dict[tuple[str, str, int], int] = {}
+        self._heaps: dict[tuple[str, str, int], int] = {}
         self._sizes: dict[tuple[str, int], int] = {}
 
     def time_s(self, layer: int, device: str, items: int) -> float:
@@ -54,6 +55,15 @@ class Figures:
     def peak_bytes(self, layer: int, device: str, items: int) -> int:
         """Bytes one layer allocates beyond its inputs and weights."""
         return self._peak(self._twin[layer], device, items)
+
+    def heap_permille(self, layer: int, device: str, items: int) -> int:
+        """What the heap takes beyond the bytes alive where this layer decides how many these are,
+        in thousandths."""
+        key = (self._twin[layer], self._owner[device], items)
+        if key not in self._heaps:
+            rows = self._measured(self._twin[layer], device)
+            self._heaps[key] = lookup.heap_permille(rows, items) if rows else 0
+        return self._heaps[key]
 
     def prelude_peak_bytes(self, device: str, items: int) -> int:
         """Bytes that the prelude allocates."""

@@ -30,19 +30,21 @@ class Ledgers:
                 self._received[transfer.target].append(transfer)
             if transfer.source != INPUT:
                 self._sent[transfer.source].append(transfer)
-        self._activations: dict[tuple[object, ...], int] = {}
+        self._activations: dict[tuple[object, ...], tuple[int, int]] = {}
 
     def of_stage_rank(self, stage: StageView, position: int) -> RankMemory:
         """The ledger of the rank at ``position`` of ``stage``."""
         graph = self._prices.graph
         weights = {name for i in stage.layers for name in graph.layers[i].weights}
         state = sum(graph.weight[name].num_bytes for name in weights if graph.weight[name].state)
+        activations, permille = self._peak_activations(stage, position)
+        buffers = self._buffers(stage, position)
         return self._ledger(
             rank=stage.ranks[position],
             weights_bytes=sum(graph.weight[name].num_bytes for name in weights) - state,
             state_bytes=state,
-            activations_bytes=self._peak_activations(stage, position),
-            buffers_bytes=self._buffers(stage, position),
+            activations_bytes=activations,
+            buffers_bytes=buffers + buffers * permille // 1000,
         )
 
     def _buffers(self, stage: StageView, position: int) -> int:
@@ -100,7 +102,7 @@ class Ledgers:
             capacity_bytes=min(free, self._request.max_bytes.get(device, free)),
         )
 
-    def _peak_activations(self, stage: StageView, position: int) -> int:
+    def _peak_activations(self, stage: StageView, position: int) -> tuple[int, int]:
         device, items = stage.devices[position], stage.shares[position]
         received = frozenset(x.tensor for x in self._received[stage.place])
         sent = frozenset(x.tensor for x in self._sent[stage.place])
@@ -116,7 +118,8 @@ class Ledgers:
         items: int,
         received: frozenset[str],
         sent: frozenset[str],
-    ) -> int:
+    ) -> tuple[int, int]:
+        """Bytes of the heap at the stage's worst layer, and the thousandths of them on top."""
         graph, prices = self._prices.graph, self._prices
         last_read = {name: i for i in layers for name in graph.layers[i].reads}
         dying: dict[int, list[str]] = {}
@@ -124,10 +127,14 @@ class Ledgers:
             dying.setdefault(i, []).append(name)
         alive = {name for name in received if name in last_read or name in sent}
         alive_bytes = sum(prices.size(name, items) for name in alive)
-        most = 0
+        most = permille = 0
         for i in layers:
             layer = graph.layers[i]
-            most = max(most, alive_bytes + prices.peak(device, layer.twin, items))
+            needed = alive_bytes + prices.peak(device, layer.twin, items)
+            on_top = prices.heap(device, layer.twin, items)
+            needed += needed * on_top // 1000
+            if needed > most:
+                most, permille = needed, on_top
             ending = [x for x in dying.get(i, ()) if x in alive and x not in sent]
             starting = [
                 x
@@ -139,4 +146,4 @@ class Ledgers:
             alive_bytes += sum(prices.size(x, items) for x in starting)
             alive_bytes -= sum(prices.size(x, items) for x in ending)
         prelude = prices.peak(device, PRELUDE, items) if prices.uses_prelude(layers) else 0
-        return most + prelude
+        return most + prelude, permille

@@ -46,11 +46,12 @@ def stage_rank_memory(figures: Figures, holding: Holding) -> RankMemory:
     depth = 1 if holding.whole_batch else BUFFER_DEPTH
     moved = _total(figures, holding.incoming, holding.items)
     moved += _total(figures, holding.outgoing, holding.items)
+    activations, permille = activation_bytes(figures, holding)
     return RankMemory(
         weights_bytes=weights,
         state_bytes=state,
-        activations_bytes=activation_bytes(figures, holding),
-        buffers_bytes=depth * moved + root_bytes(figures, holding.device),
+        activations_bytes=activations,
+        buffers_bytes=on_heap(depth * moved, permille) + root_bytes(figures, holding.device),
         reserve_bytes=problem.reserve_bytes(holding.device),
         capacity_bytes=problem.capacity_bytes(holding.device),
     )
@@ -78,8 +79,18 @@ def root_bytes(figures: Figures, device: str) -> int:
     return _total(figures, ends, problem.batch)
 
 
-def activation_bytes(figures: Figures, holding: Holding) -> int:
-    """The most that is alive while a layer of the stage runs, with what the layer allocates."""
+def on_heap(num_bytes: int, permille: int) -> int:
+    """What ``num_bytes`` alive take on a heap that needs ``permille`` thousandths more.
+
+    >>> on_heap(1000, 500)
+    1500
+    """
+    return num_bytes + num_bytes * permille // 1000
+
+
+def activation_bytes(figures: Figures, holding: Holding) -> tuple[int, int]:
+    """The most that the heap takes while a layer of the stage runs: what is alive then, and what
+    the layer allocates; and the ``heap_permille`` of the layer where that is."""
     graph = figures.problem.graph
     layers, items = holding.layers, holding.items
     position = {layer: at for at, layer in enumerate(layers)}
@@ -96,13 +107,16 @@ def activation_bytes(figures: Figures, holding: Holding) -> int:
             size = figures.tensor_bytes(name, items)
             change[first] += size
             change[last + 1] -= size
-    most = live = 0
+    most = live = permille = 0
     for at, layer in enumerate(layers):
         live += change[at]
-        most = max(most, live + figures.peak_bytes(layer, holding.device, items))
+        beyond = figures.heap_permille(layer, holding.device, items)
+        here = on_heap(live + figures.peak_bytes(layer, holding.device, items), beyond)
+        if here > most:
+            most, permille = here, beyond
     if any(graph.layers[i].uses_prelude for i in layers):
         most += figures.prelude_peak_bytes(holding.device, items)
-    return most
+    return most, permille
 
 
 def _total(figures: Figures, names: Iterable[str], items: int) -> int:

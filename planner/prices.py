@@ -21,6 +21,7 @@ class Prices:
         self.graph: ModelGraph = profile.model
         self.cluster = cluster
         self._timings = profile.timings_of
+        self._heaps: dict[tuple[str, str, int], int] = {}
         self._sizes: dict[tuple[str, int], int] = {}
         self._links: dict[tuple[str, str], Link] = {}
         self._times: dict[tuple[str, str, int], float] = {}
@@ -74,6 +75,15 @@ class Prices:
             rows = _rows(measured, twin)
             self._peaks[key] = lookup.peak_bytes(rows, items) if rows else 0
         return self._peaks[key]
+
+    def heap(self, device: str, twin: str, items: int) -> int:
+        """Thousandths that the heap takes on top when this layer needs most."""
+        measured = self.timings(device)
+        key = (measured.measured_on, twin, items)
+        if key not in self._heaps:
+            rows = _rows(measured, twin)
+            self._heaps[key] = lookup.heap_permille(rows, items) if rows else 0
+        return self._heaps[key]
 
     def uses_prelude(self, layers: Sequence[int]) -> bool:
         """Whether a stage of these layers repeats the work that all stages share."""

@@ -30,6 +30,24 @@ def peak_bytes(rows: Sequence[Measurement], items: int) -> int:
     return round(_interpolate([(row.items, float(row.peak_bytes)) for row in rows], items))
 
 
+def heap_permille(rows: Sequence[Measurement], items: int) -> int:
+    """What the heap takes beyond the bytes alive, in thousandths; as at the nearest size outside
+    of what was measured.
+
+    >>> from profiler.profile import Measurement as M
+    >>> fixed = {"median_s": 1.0, "spread": 0, "samples": 3, "peak_bytes": 8}
+    >>> rows = [M(items=1, heap_permille=900, **fixed), M(items=4, heap_permille=600, **fixed)]
+    >>> heap_permille(rows, 1), heap_permille(rows, 2), heap_permille(rows, 7)
+    (900, 800, 600)
+    """
+    right = bisect_left([row.items for row in rows], items)
+    if right == 0 or right == len(rows):
+        return rows[min(right, len(rows) - 1)].heap_permille
+    low, high = rows[right - 1], rows[right]
+    rise = (high.heap_permille - low.heap_permille) * (items - low.items)
+    return low.heap_permille + rise // (high.items - low.items)
+
+
 def extrapolates(rows: Sequence[Measurement], items: int) -> bool:
     """Whether ``items`` lies beyond what was measured."""
     return items > rows[-1].items

@@ -24,7 +24,8 @@ class Measurement(Record):
 
     ``median_s`` over ``samples`` repeats; ``spread`` is the distance of the quartiles over it;
     ``peak_bytes`` is the most memory the layer allocates beyond its inputs and weights,
-    its outputs included.
+    its outputs included. ``heap_permille``: where the layer decides how much memory a stage takes,
+    the heap takes this much more than the bytes alive, in thousandths of them.
     """
 
     items: int = Field(ge=1)
@@ -32,6 +33,7 @@ class Measurement(Record):
     spread: float = Field(ge=0)
     samples: int = Field(ge=1)
     peak_bytes: int = Field(ge=0)
+    heap_permille: int = Field(default=0, ge=0)
 
 
 class SegmentTiming(Record):

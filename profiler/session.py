@@ -34,6 +34,7 @@ from profiler.journal import Journal
 from profiler.limits import available_cores
 from profiler.measure import UNSTABLE_SPREAD, Effort, Load, Progress, measure_layers
 from profiler.profile import Conditions, DeviceTimings, Measurement, Profile
+from profiler.residency import measure_residency
 from profiler.segments import corrected, corrections, dispatch_s, measure_segments
 from profiler.sources import load_model
 from profiler.threads import computing_with
@@ -193,25 +194,33 @@ def measure_groups(
             ):
                 journal.add(name, twin, measurement)
             rows = _rows(journal.done[name], observed.batch_sizes)
+            device = cluster.device[name]
             segments = tuple(
                 measure_segments(
                     bench,
                     rows=rows,
-                    free_bytes=cluster.device[name].usable_bytes,
+                    free_bytes=device.usable_bytes,
                     load=load,
                     progress=progress,
                 )
             )
-            timings.append(
-                DeviceTimings(
-                    measured_on=name,
-                    devices=tuple(group),
-                    baseline_bytes=resident,
-                    dispatch_s=dispatch_s() * load.core_sharing,
-                    layers=corrected(rows, corrections(segments)),
-                    segments=segments,
-                )
+        rows = corrected(rows, corrections(segments))
+        if device.kind == "cpu":
+            residency = measure_residency(
+                bench, rows=rows, threads=device.threads, free_bytes=device.usable_bytes
             )
+            if residency is not None:
+                rows, resident = residency.applied(rows), residency.baseline_bytes
+        timings.append(
+            DeviceTimings(
+                measured_on=name,
+                devices=tuple(group),
+                baseline_bytes=resident,
+                dispatch_s=dispatch_s() * load.core_sharing,
+                layers=rows,
+                segments=segments,
+            )
+        )
     return tuple(timings)
 
 

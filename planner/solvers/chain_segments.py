@@ -96,7 +96,7 @@ class Segments:
         self._times: dict[tuple[int, int], Floats] = {}
         self._rooms: dict[tuple[int, int, bool, bool], Flags] = {}
         self._sizes: dict[int, tuple[Integers, ...]] = {}
-        self._activations: dict[tuple[int, int], Integers] = {}
+        self._activations: dict[tuple[int, int], tuple[Integers, Integers]] = {}
 
     def compute_s(self, option: Option) -> Floats:
         """Seconds of the slowest rank for a microbatch (a batch); infinite where it cannot be."""
@@ -175,10 +175,12 @@ class Segments:
             if remote:
                 moved = moved + inputs + (results if first else results - uncut_results)
             depth = 1 if whole_batch else BUFFER_DEPTH
+            active, permille = self._active(c, items)
             total = (
                 self._weights
-                + self._active(c, items)
+                + active
                 + depth * moved
+                + depth * moved * permille // 1000
                 + root_bytes(self.figures, device)
                 + self.problem.reserve_bytes(device)
             )
@@ -234,8 +236,9 @@ class Segments:
         self._sizes[items] = (entering, entering, uncut, results, uncut_results, inputs)
         return self._sizes[items]
 
-    def _active(self, c: int, items: int) -> Integers:
-        """Peak activations of every run on one rank; see ``planner.memory.activation_bytes``."""
+    def _active(self, c: int, items: int) -> tuple[Integers, Integers]:
+        """Peak activations of every run on one rank, and what the heap takes on top of its
+        buffers, in thousandths; see ``planner.memory.activation_bytes``."""
         if (c, items) in self._activations:
             return self._activations[c, items]
         problem, figures, crossing = self.problem, self.figures, self.crossing
@@ -253,14 +256,18 @@ class Segments:
             kept[: written + 1, behind:] += figures.tensor_bytes(name, items)
         # waiting[l, e]: inputs that some layer of l .. e - 1 reads.
         waiting = self._moved(items)[5]
-        most = np.zeros((num_layers + 1, num_layers + 1), dtype=np.int64)
+        most, permille = (np.zeros((num_layers + 1, num_layers + 1), dtype=np.int64) for _ in "mp")
         for at in range(num_layers):
             alive = int(passing[at]) + figures.peak_bytes(at, device, items)
             here = alive + kept[: at + 1, at][:, None] + waiting[at, at + 1 :][None, :]
-            most[: at + 1, at + 1 :] = np.maximum(most[: at + 1, at + 1 :], here)
+            beyond = figures.heap_permille(at, device, items)
+            here = here + here * beyond // 1000
+            runs = np.s_[: at + 1, at + 1 :]
+            permille[runs] = np.where(here > most[runs], beyond, permille[runs])
+            most[runs] = np.maximum(most[runs], here)
         using = frozenset(i for i, x in enumerate(graph.layers) if x.uses_prelude)
         if using:
             extra = figures.prelude_peak_bytes(device, items)
             most = most + np.where(self._holds(using), extra, 0)
-        self._activations[c, items] = most
-        return most
+        self._activations[c, items] = most, permille
+        return most, permille

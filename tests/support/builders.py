@@ -116,10 +116,12 @@ def make_profile(
     peak_bytes_per_item: int = 0,
     spread: float = 0.02,
     dispatch_s: float = 0.0,
+    heap_permille: Sequence[int] = (0,),
 ) -> Profile:
     """``seconds[device][layer]`` is the time of one item; more items take proportionally longer.
 
-    ``fixed_fraction`` of the one-item time does not grow with items.
+    ``fixed_fraction`` of the one-item time does not grow with items. Layers take turns with
+    ``heap_permille``, which falls with items.
     """
     timings = []
     for name in cluster.device:
@@ -132,10 +134,11 @@ def make_profile(
                     spread=spread,
                     samples=5,
                     peak_bytes=peak_bytes_per_item * n,
+                    heap_permille=heap_permille[i % len(heap_permille)] // n,
                 )
                 for n in batch_sizes
             )
-            for layer, one in zip(graph.layers, per_layer, strict=True)
+            for i, (layer, one) in enumerate(zip(graph.layers, per_layer, strict=True))
         }
         timings.append(
             DeviceTimings(measured_on=name, devices=(name,), dispatch_s=dispatch_s, layers=rows)
