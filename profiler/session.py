@@ -140,7 +140,8 @@ def profile_captured(
                 measured_on=name,
                 devices=tuple(group),
                 baseline_bytes=residency.baseline_bytes if residency else resident,
-                layers=residency.applied(rows) if residency else rows,
+                heap=residency.heap if residency else (),
+                layers=rows,
             )
         )
     profile = Profile(
