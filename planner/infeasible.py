@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from planner.cost import CostModel
 from planner.figures import Figures
-from planner.memory import on_heap, root_bytes
+from planner.memory import least_alive, root_bytes
 from planner.problem import PlanningProblem
 from planner.request import PlanRequest
 from planner.solvers import choose_solver
@@ -267,10 +267,7 @@ def _homeless_layer(question: _Question) -> _Clash | None:
         for device in problem.devices:
             if device in problem.allowed[i]:
                 items = 1 if problem.batch_splits else problem.microbatch
-                alive = figures.peak_bytes(i, device, items)
-                alive += sum(figures.tensor_bytes(name, items) for name in set(layer.reads))
-                need = graph.weight_bytes([i])
-                need += on_heap(alive, figures.heap_permille(i, device, items))
+                need = graph.weight_bytes([i]) + least_alive(figures, i, device, items)
                 need += root_bytes(figures, device)
                 needs.append(need)
                 rooms.append(problem.capacity_bytes(device) - problem.reserve_bytes(device))

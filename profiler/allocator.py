@@ -13,7 +13,9 @@ from pathlib import Path
 
 # Parameters of glibc's mallopt(3).
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
-_LARGEST_MMAP_THRESHOLD = 32 * 2**20
+MAPPED_BYTES = 32 * 2**20
+"""Blocks from this size on lie outside of the heap, in pages of their own, given back when freed.
+The C library takes no higher limit."""
 _KEPT_BYTES = 1 << 30
 _STEP_BYTES = 16 * 2**20
 
@@ -25,7 +27,7 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):  # not glibc
         return False
     settings = (
-        (_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD),
+        (_M_MMAP_THRESHOLD, MAPPED_BYTES),
         (_M_TRIM_THRESHOLD, _KEPT_BYTES),
         (_M_TOP_PAD, _STEP_BYTES),
     )

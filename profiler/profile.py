@@ -24,8 +24,8 @@ class Measurement(Record):
 
     ``median_s`` over ``samples`` repeats; ``spread`` is the distance of the quartiles over it;
     ``peak_bytes`` is the most memory the layer allocates beyond its inputs and weights,
-    its outputs included. ``heap_permille``: where the layer decides how much memory a stage takes,
-    the heap takes this much more than the bytes alive, in thousandths of them.
+    its outputs included. ``mapped_bytes`` is how much of that was in large blocks, from
+    ``profiler.allocator.MAPPED_BYTES`` on, which a rank holds outside of its heap.
     """
 
     items: int = Field(ge=1)
@@ -33,7 +33,17 @@ class Measurement(Record):
     spread: float = Field(ge=0)
     samples: int = Field(ge=1)
     peak_bytes: int = Field(ge=0)
-    heap_permille: int = Field(default=0, ge=0)
+    mapped_bytes: int = Field(default=0, ge=0)
+
+
+class HeapMeasurement(Record):
+    """At ``items`` items, a rank's heap takes ``permille`` thousandths more than the bytes alive.
+
+    The heap has holes that no later tensor fits into, and kernels keep scratch memory on it.
+    """
+
+    items: int = Field(ge=1)
+    permille: int = Field(ge=0)
 
 
 class SegmentTiming(Record):
@@ -65,8 +75,9 @@ class DeviceTimings(Record):
     ``layers`` maps a layer's ``twin`` (or ``(prelude)``) to measurements by ascending ``items``.
     ``baseline_bytes`` is the resident memory of a rank before it holds any weight. ``dispatch_s``
     is what running a stage once costs a rank beside its layers: taking inputs, handing on results.
-    ``segments`` are the runs of layers by which the layers' times were corrected.
-    ``checks``: devices of other hosts that were given these figures and tried by a spot check.
+    ``heap`` is by ascending ``items``. ``segments`` are the runs of layers by which the layers'
+    times were corrected. ``checks``: devices of other hosts that were given these figures and tried
+    by a spot check.
     """
 
     measured_on: str
@@ -74,6 +85,7 @@ class DeviceTimings(Record):
     baseline_bytes: int = Field(default=0, ge=0)
     dispatch_s: float = Field(default=0.0, ge=0)
     checks: tuple[TwinCheck, ...] = ()
+    heap: tuple[HeapMeasurement, ...] = ()
     layers: dict[str, tuple[Measurement, ...]]
     segments: tuple[SegmentTiming, ...] = ()
 

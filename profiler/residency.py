@@ -3,7 +3,7 @@
 A heap has holes that no later tensor fits into, kernels keep scratch memory, and libraries' pages
 are loaded when their code first runs. None of that follows from shapes. So some runs of layers are
 built in a process made like a rank (``profiler.rankprobe``), and the growth of its heap is compared
-with the bytes alive at once: the ratio goes to the layers of the run, as ``heap_permille``.
+with the bytes alive at once.
 """
 
 from __future__ import annotations
@@ -21,15 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from profiler.allocator import heap_environment
+from profiler.allocator import MAPPED_BYTES, heap_environment
 from profiler.bench import LayerBench, Values, example_inputs
 from profiler.expressions import evaluate
 from profiler.graph import ModelGraph
-from profiler.profile import PRELUDE, Measurement
+from profiler.profile import PRELUDE, HeapMeasurement, Measurement
 from profiler.program import StageProgram
 from profiler.rankprobe import DEPTH
 
@@ -41,8 +40,9 @@ LEAST_LAYERS = 6
 MEMORY_FRACTION = 0.25
 """Part of a device's free memory that a run's weights may take."""
 LEAST_BYTES = 2**20
-"""Below this, what a run keeps alive says nothing about the heap."""
+"""Below this, what runs keep alive says nothing about the heap."""
 MOST_PERMILLE = 3000
+"""What the heap takes on top at most: more is not its doing."""
 
 Rows = Mapping[str, Sequence[Measurement]]
 
@@ -51,28 +51,10 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Residency:
-    """What was found: bytes of a rank without weights, and per twin and item count the part of the
-    bytes alive that its heap takes beyond them, in thousandths."""
+    """Bytes of a rank without weights, and what its heap takes beyond the bytes alive on it."""
 
     baseline_bytes: int
-    permille: Mapping[tuple[str, int], int]
-
-    def applied(self, rows: Rows) -> dict[str, tuple[Measurement, ...]]:
-        """The measurements with their ``heap_permille``, between the sizes tried on a line."""
-        return {
-            twin: tuple(
-                row.model_copy(update={"heap_permille": self._at(twin, row.items)})
-                for row in measured
-            )
-            for twin, measured in rows.items()
-        }
-
-    def _at(self, twin: str, items: int) -> int:
-        known = {n: value for (name, n), value in self.permille.items() if name == twin}
-        if not known:
-            return 0
-        sizes = sorted(known)
-        return round(float(np.interp(items, sizes, [known[n] for n in sizes])))
+    heap: tuple[HeapMeasurement, ...]
 
 
 def measure_residency(
@@ -84,11 +66,12 @@ def measure_residency(
     largest batch size in them.
     """
     baseline = 0
-    found = _Ratios()
+    heap = []
     with _Probe(threads) as probe:
         for items in _sizes(rows):
             now = {t: row for t, measured in rows.items() for row in measured if row.items == items}
             values = _values(bench, items)
+            alive = grown = 0
             for first, last in _runs(bench.captured.graph, now, free_bytes):
                 with tempfile.TemporaryDirectory(prefix="apportion-probe-") as directory:
                     _write_run(Path(directory), bench, (first, last), values, items)
@@ -96,10 +79,13 @@ def measure_residency(
                 if answer is None:
                     return None
                 baseline = max(baseline, answer["empty_bytes"] + answer["library_bytes"])
-                alive = alive_bytes(bench.captured.graph, (first, last), now)
-                twins = {x.twin for x in bench.captured.graph.layers[first : last + 1]}
-                found.note({twin: now[twin] for twin in twins}, alive, answer["grown_bytes"])
-    return Residency(baseline_bytes=baseline, permille=found.permille())
+                on_heap, mapped = alive_bytes(bench.captured.graph, (first, last), now)
+                alive += on_heap
+                grown += max(on_heap, answer["grown_bytes"] - mapped)
+            # Of all runs together: what differs between them is chance more than their layers.
+            permille = (grown - alive) * 1000 // alive if alive >= LEAST_BYTES else 0
+            heap.append(HeapMeasurement(items=items, permille=min(MOST_PERMILLE, permille)))
+    return Residency(baseline_bytes=baseline, heap=tuple(heap))
 
 
 class _Probe:
@@ -145,55 +131,45 @@ def _sizes(rows: Rows) -> list[int]:
     return sorted({sizes[0], sizes[len(sizes) // 2], sizes[-1]})
 
 
-class _Ratios:
-    """What was seen of each twin: in runs where it is a great part of what is alive, above all."""
+def alive_bytes(
+    graph: ModelGraph, run: tuple[int, int], now: Mapping[str, Measurement]
+) -> tuple[int, int]:
+    """The most bytes alive on a rank that runs layers ``run[0]`` to ``run[1]``: on its heap, and in
+    blocks too large for that.
 
-    def __init__(self) -> None:
-        self._sums: dict[tuple[str, int], tuple[float, float]] = {}
-
-    def note(self, rows: Mapping[str, Measurement], alive: int, grown: int) -> None:
-        """A run with these twins had ``alive`` bytes at most, and its heap grew by ``grown``."""
-        if alive < LEAST_BYTES:
-            return
-        beyond = min(MOST_PERMILLE, max(0, grown - alive) * 1000 // alive)
-        for twin, row in rows.items():
-            part = max(row.peak_bytes / alive, 1e-6) ** 2
-            total, parts = self._sums.get((twin, row.items), (0.0, 0.0))
-            self._sums[twin, row.items] = total + part * beyond, parts + part
-
-    def permille(self) -> dict[tuple[str, int], int]:
-        """The mean for each twin and item count."""
-        return {key: round(total / parts) for key, (total, parts) in self._sums.items()}
-
-
-def alive_bytes(graph: ModelGraph, run: tuple[int, int], now: Mapping[str, Measurement]) -> int:
-    """The most bytes alive at once on a rank that runs layers ``run[0]`` to ``run[1]``.
-
-    Activations and buffers of the section on memory in ``docs/cost-model.md``.
+    Activations and buffers of the section on memory in ``docs/cost-model.md``; what the prelude
+    allocates is taken for small.
     """
     first, last = run
+    layers = graph.layers[first : last + 1]
     symbols = graph.symbols_at(next(iter(now.values())).items)
-    size = {tensor.name: tensor.num_bytes(symbols) for tensor in graph.tensors}
-    change = [0] * (last + 2)
-    moved = 0
-    own = {name for layer in graph.layers[first : last + 1] for name in layer.writes}
-    read = {name for layer in graph.layers[first : last + 1] for name in layer.reads}
+    own = {name for layer in layers for name in layer.writes}
+    read = {name for layer in layers for name in layer.reads}
+    change = {part: [0] * (last + 2) for part in (False, True)}
+    most = {False: 0, True: 0}
+    moved = {False: 0, True: 0}
     for name in sorted(own | read):
-        readers = graph.readers[name]
+        tensor, readers = graph.tensor[name], graph.readers[name]
+        size = tensor.num_bytes(symbols)
+        large = size >= MAPPED_BYTES
         leaves = name in own and (name in graph.outputs or any(i > last for i in readers))
-        moved += size[name] if leaves or name not in own else 0
-        since = graph.layer_index[graph.tensor[name].producer or ""] + 1 if name in own else first
+        moved[large] += size if leaves or name not in own else 0
+        since = graph.layer_index[tensor.producer or ""] + 1 if name in own else first
         until = last if leaves else max((i for i in readers if i <= last), default=-1)
         if until >= since:
-            change[since] += size[name]
-            change[until + 1] -= size[name]
-    most = alive = 0
-    for at in range(first, last + 1):
-        alive += change[at]
-        most = max(most, alive + now[graph.layers[at].twin].peak_bytes)
-    if PRELUDE in now and any(x.uses_prelude for x in graph.layers[first : last + 1]):
-        most += now[PRELUDE].peak_bytes
-    return most + DEPTH * moved
+            change[large][since] += size
+            change[large][until + 1] -= size
+    for large in (False, True):
+        alive = 0
+        for at in range(first, last + 1):
+            alive += change[large][at]
+            row = now[graph.layers[at].twin]
+            needs = row.mapped_bytes if large else row.peak_bytes - row.mapped_bytes
+            most[large] = max(most[large], alive + needs)
+        most[large] += DEPTH * moved[large]
+    if PRELUDE in now and any(layer.uses_prelude for layer in layers):
+        most[False] += now[PRELUDE].peak_bytes
+    return most[False], most[True]
 
 
 def _runs(

@@ -33,7 +33,7 @@ from profiler.itemwise import with_itemwise
 from profiler.journal import Journal
 from profiler.limits import available_cores
 from profiler.measure import UNSTABLE_SPREAD, Effort, Load, Progress, measure_layers
-from profiler.profile import Conditions, DeviceTimings, Measurement, Profile
+from profiler.profile import Conditions, DeviceTimings, HeapMeasurement, Measurement, Profile
 from profiler.residency import measure_residency
 from profiler.segments import corrected, corrections, dispatch_s, measure_segments
 from profiler.sources import load_model
@@ -205,18 +205,20 @@ def measure_groups(
                 )
             )
         rows = corrected(rows, corrections(segments))
+        heap: tuple[HeapMeasurement, ...] = ()
         if device.kind == "cpu":
             residency = measure_residency(
                 bench, rows=rows, threads=device.threads, free_bytes=device.usable_bytes
             )
             if residency is not None:
-                rows, resident = residency.applied(rows), residency.baseline_bytes
+                heap, resident = residency.heap, residency.baseline_bytes
         timings.append(
             DeviceTimings(
                 measured_on=name,
                 devices=tuple(group),
                 baseline_bytes=resident,
                 dispatch_s=dispatch_s() * load.core_sharing,
+                heap=heap,
                 layers=rows,
                 segments=segments,
             )

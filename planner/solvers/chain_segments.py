@@ -16,7 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.figures import Figures
-from planner.memory import BUFFER_DEPTH, empty_root_memory, root_bytes
+from planner.memory import (
+    BUFFER_DEPTH,
+    Part,
+    empty_root_memory,
+    peak_part,
+    root_bytes,
+    tensor_part,
+)
 from planner.options import Option
 from planner.problem import PlanningProblem
 
@@ -95,8 +102,8 @@ class Segments:
         self.crossing = Crossing(problem)
         self._times: dict[tuple[int, int], Floats] = {}
         self._rooms: dict[tuple[int, int, bool, bool], Flags] = {}
-        self._sizes: dict[int, tuple[Integers, ...]] = {}
-        self._activations: dict[tuple[int, int], tuple[Integers, Integers]] = {}
+        self._sizes: dict[tuple[int, Part], tuple[Integers, ...]] = {}
+        self._activations: dict[tuple[int, int], Integers] = {}
 
     def compute_s(self, option: Option) -> Floats:
         """Seconds of the slowest rank for a microbatch (a batch); infinite where it cannot be."""
@@ -170,17 +177,18 @@ class Segments:
         if key not in self._rooms:
             device = self.problem.classes[c][0]
             remote = device != self.problem.cluster.root
-            entering, leaving, uncut, results, uncut_results, inputs = self._moved(items)
-            moved = entering[:, None] + (leaving if first else leaving - uncut)[None, :]
-            if remote:
-                moved = moved + inputs + (results if first else results - uncut_results)
             depth = 1 if whole_batch else BUFFER_DEPTH
-            active, permille = self._active(c, items)
+            buffers = np.zeros_like(self._weights)
+            for part in Part:
+                entering, leaving, uncut, results, uncut_results, inputs = self._moved(items, part)
+                moved = entering[:, None] + (leaving if first else leaving - uncut)[None, :]
+                if remote:
+                    moved = moved + inputs + (results if first else results - uncut_results)
+                buffers = buffers + self._taken(device, items, part, depth * moved)
             total = (
                 self._weights
-                + active
-                + depth * moved
-                + depth * moved * permille // 1000
+                + self._active(c, items)
+                + buffers
                 + root_bytes(self.figures, device)
                 + self.problem.reserve_bytes(device)
             )
@@ -202,16 +210,22 @@ class Segments:
                 total[j, e] = running
         return total
 
-    def _moved(self, items: int) -> tuple[Integers, ...]:
+    def _taken(self, device: str, items: int, part: Part, alive: Integers) -> Integers:
+        """What bytes alive take of a rank's memory; see ``planner.memory.on_heap``."""
+        if part is Part.MAPPED:
+            return alive
+        return alive + alive * self.figures.heap_permille(device, items) // 1000
+
+    def _moved(self, items: int, part: Part) -> tuple[Integers, ...]:
         """Bytes of ``items`` items: relayed in at a cut, relayed out, of that what cannot be cut;
         per run: outputs that are not relayed as well, of that what cannot be cut, inputs."""
-        if items in self._sizes:
-            return self._sizes[items]
+        if (items, part) in self._sizes:
+            return self._sizes[items, part]
         crossing, graph = self.crossing, self.problem.graph
         size = self.problem.num_layers + 1
         entering, uncut = (np.zeros(size, dtype=np.int64) for _ in range(2))
         for name, written, read in crossing.inner:
-            num_bytes = self.figures.tensor_bytes(name, items)
+            num_bytes = tensor_part(self.figures, part, name, items)
             entering[written + 1 : read + 1] += num_bytes
             if graph.tensor[name].batch_dim is None:
                 uncut[written + 1 : read + 1] += num_bytes
@@ -219,7 +233,7 @@ class Segments:
         last_read = {name: read for name, _, read in crossing.inner}
         for name in crossing.outputs:
             written = graph.layer_index[graph.tensor[name].producer or ""]
-            num_bytes = self.figures.tensor_bytes(name, items)
+            num_bytes = tensor_part(self.figures, part, name, items)
             # Runs that write it and end behind its last reader do not also relay it.
             ends = max(written, last_read[name]) + 1
             results[: written + 1, ends:] += num_bytes
@@ -227,47 +241,50 @@ class Segments:
                 uncut_results[: written + 1, ends:] += num_bytes
         per_set = np.array(
             [
-                sum(self.figures.tensor_bytes(name, items) for name in names)
+                sum(tensor_part(self.figures, part, name, items) for name in names)
                 for names in crossing.input_sets
             ],
             dtype=np.int64,
         )
         inputs = per_set[crossing.input_set]
-        self._sizes[items] = (entering, entering, uncut, results, uncut_results, inputs)
-        return self._sizes[items]
+        self._sizes[items, part] = (entering, entering, uncut, results, uncut_results, inputs)
+        return self._sizes[items, part]
 
-    def _active(self, c: int, items: int) -> tuple[Integers, Integers]:
-        """Peak activations of every run on one rank, and what the heap takes on top of its
-        buffers, in thousandths; see ``planner.memory.activation_bytes``."""
+    def _active(self, c: int, items: int) -> Integers:
+        """Peak activations of every run on one rank; see ``planner.memory.activation_bytes``."""
         if (c, items) in self._activations:
             return self._activations[c, items]
-        problem, figures, crossing = self.problem, self.figures, self.crossing
-        graph, num_layers = problem.graph, problem.num_layers
-        device = problem.classes[c][0]
+        graph, figures = self.problem.graph, self.figures
+        device = self.problem.classes[c][0]
+        most = np.zeros_like(self._weights)
+        for part in Part:
+            most = most + self._taken(device, items, part, self._most_alive(device, items, part))
+        using = frozenset(i for i, x in enumerate(graph.layers) if x.uses_prelude)
+        if using:
+            extra = figures.prelude_peak_bytes(device, items)
+            most = most + np.where(self._holds(using), extra, 0)
+        self._activations[c, items] = most
+        return most
+
+    def _most_alive(self, device: str, items: int, part: Part) -> Integers:
+        """The most bytes alive in one part of the memory while some layer of each run computes."""
+        figures, crossing = self.figures, self.crossing
+        graph, num_layers = self.problem.graph, self.problem.num_layers
         passing = np.zeros(num_layers + 1, dtype=np.int64)
         for name, written, read in crossing.inner:
-            passing[written + 1 : read + 1] += figures.tensor_bytes(name, items)
+            passing[written + 1 : read + 1] += tensor_part(figures, part, name, items)
         # kept[j, l]: outputs written in j .. l - 1 that no layer from l on reads.
         kept = np.zeros((num_layers + 1, num_layers + 1), dtype=np.int64)
         last_read = {name: read for name, _, read in crossing.inner}
         for name in crossing.outputs:
             written = graph.layer_index[graph.tensor[name].producer or ""]
             behind = max(written, last_read[name]) + 1
-            kept[: written + 1, behind:] += figures.tensor_bytes(name, items)
+            kept[: written + 1, behind:] += tensor_part(figures, part, name, items)
         # waiting[l, e]: inputs that some layer of l .. e - 1 reads.
-        waiting = self._moved(items)[5]
-        most, permille = (np.zeros((num_layers + 1, num_layers + 1), dtype=np.int64) for _ in "mp")
+        waiting = self._moved(items, part)[5]
+        most = np.zeros((num_layers + 1, num_layers + 1), dtype=np.int64)
         for at in range(num_layers):
-            alive = int(passing[at]) + figures.peak_bytes(at, device, items)
+            alive = int(passing[at]) + peak_part(figures, part, at, device, items)
             here = alive + kept[: at + 1, at][:, None] + waiting[at, at + 1 :][None, :]
-            beyond = figures.heap_permille(at, device, items)
-            here = here + here * beyond // 1000
-            runs = np.s_[: at + 1, at + 1 :]
-            permille[runs] = np.where(here > most[runs], beyond, permille[runs])
-            most[runs] = np.maximum(most[runs], here)
-        using = frozenset(i for i, x in enumerate(graph.layers) if x.uses_prelude)
-        if using:
-            extra = figures.prelude_peak_bytes(device, items)
-            most = most + np.where(self._holds(using), extra, 0)
-        self._activations[c, items] = most, permille
-        return most, permille
+            most[: at + 1, at + 1 :] = np.maximum(most[: at + 1, at + 1 :], here)
+        return most

@@ -107,7 +107,8 @@ def random_profile(chance: random.Random) -> Profile:
         fixed_fraction=chance.choice([0, 0.3, 0.9]),
         peak_bytes_per_item=chance.choice([0, 2000, 7777]),
         dispatch_s=chance.choice([0.0, 0.01]),
-        heap_permille=chance.choice([(0,), (1234, 0, 567)]),
+        heap_permille=chance.choice([0, 1234]),
+        mapped_fraction=chance.choice([0.0, 0.4]),
     )
     rows = tuple(
         Measurement(items=n, median_s=0.2 + 0.01 * n, spread=0.1, samples=3, peak_bytes=500 * n)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from profiler.cluster import Cluster, DefaultLink, Device, Host, Link
 from profiler.graph import Layer, ModelGraph, Tensor, Weight
-from profiler.profile import Conditions, DeviceTimings, Measurement, Profile
+from profiler.profile import Conditions, DeviceTimings, HeapMeasurement, Measurement, Profile
 
 GIB = 2**30
 
@@ -116,12 +116,13 @@ def make_profile(
     peak_bytes_per_item: int = 0,
     spread: float = 0.02,
     dispatch_s: float = 0.0,
-    heap_permille: Sequence[int] = (0,),
+    heap_permille: int = 0,
+    mapped_fraction: float = 0.0,
 ) -> Profile:
     """``seconds[device][layer]`` is the time of one item; more items take proportionally longer.
 
-    ``fixed_fraction`` of the one-item time does not grow with items. Layers take turns with
-    ``heap_permille``, which falls with items.
+    ``fixed_fraction`` of the one-item time does not grow with items. ``heap_permille`` is for one
+    item and falls with items; ``mapped_fraction`` of every other layer's peak is in large blocks.
     """
     timings = []
     for name in cluster.device:
@@ -134,14 +135,21 @@ def make_profile(
                     spread=spread,
                     samples=5,
                     peak_bytes=peak_bytes_per_item * n,
-                    heap_permille=heap_permille[i % len(heap_permille)] // n,
+                    mapped_bytes=int(peak_bytes_per_item * n * mapped_fraction) * (i % 2),
                 )
                 for n in batch_sizes
             )
             for i, (layer, one) in enumerate(zip(graph.layers, per_layer, strict=True))
         }
+        heap = [HeapMeasurement(items=n, permille=heap_permille // n) for n in batch_sizes]
         timings.append(
-            DeviceTimings(measured_on=name, devices=(name,), dispatch_s=dispatch_s, layers=rows)
+            DeviceTimings(
+                measured_on=name,
+                devices=(name,),
+                dispatch_s=dispatch_s,
+                heap=tuple(heap) if heap_permille else (),
+                layers=rows,
+            )
         )
     return Profile(
         model=graph,
