@@ -230,7 +230,12 @@ def _with_memory(question: _Question, device: str, capacity: int) -> bool:
         )
         for host in cluster.hosts
     )
-    roomy = Cluster(hosts=hosts, links=cluster.links, default_link=cluster.default_link)
+    roomy = Cluster(
+        hosts=hosts,
+        groups=cluster.groups,
+        links=cluster.links,
+        default_link=cluster.default_link,
+    )
     limits = {**question.request.max_bytes, device: capacity}
     wish = question.request.model_copy(update={"max_bytes": limits})
     return question.has_plan(wish, cluster=roomy)

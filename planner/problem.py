@@ -18,7 +18,11 @@ from planner.selection import LayerIndex
 from profiler.cluster import Cluster, Link
 from profiler.errors import InvalidInputError
 from profiler.graph import ModelGraph
-from profiler.profile import Profile
+from profiler.profile import DeviceTimings, Profile
+
+
+MAX_COMPARED = 256
+"""Of more devices, those that ``links`` name are not compared with each other across hosts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,36 +166,29 @@ class PlanningProblem:
 
     def _equal_devices(self) -> tuple[tuple[str, ...], ...]:
         """Usable devices in classes: exchanging two of a class maps the problem to itself."""
-        classes: list[list[str]] = []
+        alike = LikeDevices(self)
+        found: dict[object, list[str]] = {}
+        named: dict[object, list[list[str]]] = {}
         for name in self.devices:
-            for members in classes:
-                if self._interchangeable(members[0], name):
-                    members.append(name)
-                    break
-            else:
-                classes.append([name])
-        return tuple(tuple(members) for members in classes)
-
-    def _interchangeable(self, one: str, other: str) -> bool:
-        if self.cluster.root in (one, other):
-            return False
-        device, twin = self.cluster.device[one], self.cluster.device[other]
-        timings, same = self.profile.timings_of[one], self.profile.timings_of[other]
-        return (
-            device.type == twin.type
-            and self.capacity_bytes(one) == self.capacity_bytes(other)
-            and self.reserve_bytes(one) == self.reserve_bytes(other)
-            and (timings is same or timings.layers == same.layers)
-            and timings.dispatch_s == same.dispatch_s
-            and all((one in here) == (other in here) for here in self.allowed)
-            and self._same_links(one, other)
-        )
+            if name == self.cluster.root:
+                found[name] = [name]
+                continue
+            kind, place = alike.kind(name), alike.surroundings(name)
+            if (kind, place) in found:
+                found[kind, place].append(name)
+                continue
+            rivals = named.setdefault(kind, []) if alike.named(name) else []
+            if len(self.devices) <= MAX_COMPARED:
+                joined = next((x for x in rivals if self._same_links(x[0], name)), None)
+                if joined is not None:
+                    joined.append(name)
+                    found[kind, place] = joined
+                    continue
+            found[kind, place] = [name]
+            rivals.append(found[kind, place])
+        return tuple(tuple(members) for members in dict.fromkeys(map(tuple, found.values())))
 
     def _same_links(self, one: str, other: str) -> bool:
-        named, host = self._named_in_links, self.cluster.host_of
-        homes = {host[one].name, host[other].name}
-        if not named & {one, other} and (len(homes) == 1 or not named & homes):
-            return True  # whatever holds for one is said of its host, or of nobody
         return self._same_link((one, other), (other, one)) and all(
             self._same_link((one, third), (other, third))
             and self._same_link((third, one), (third, other))
@@ -199,14 +196,84 @@ class PlanningProblem:
             if third not in (one, other)
         )
 
-    @cached_property
-    def _named_in_links(self) -> frozenset[str]:
-        return frozenset(end for link in self.cluster.links for end in (link.source, link.target))
-
     def _same_link(self, pair: tuple[str, str], exchanged: tuple[str, str]) -> bool:
-        a, b = self.links[pair], self.links[exchanged]
-        ends = {"source", "target", "error_fraction"}
-        return a.model_dump(exclude=ends) == b.model_dump(exclude=ends)
+        return same_figures(self.links[pair], self.links[exchanged])
+
+
+class LikeDevices:
+    """What devices have in common, found without comparing them in pairs."""
+
+    def __init__(self, problem: PlanningProblem) -> None:
+        self._problem, self._cluster = problem, problem.cluster
+        allowed = dict.fromkeys(problem.allowed)
+        everywhere = frozenset(problem.cluster.device)
+        self._limited = [here for here in allowed if here != everywhere]
+        self._measured: list[DeviceTimings] = []
+        self._position: dict[int, int] = {}
+        # A link of a host with itself is what its devices have between them.
+        links = [link for link in self._cluster.links if link.source != link.target]
+        self._named = {end for link in links for end in (link.source, link.target)}
+        self._within = {link.source for link in self._cluster.links if link.source == link.target}
+        self._usable: dict[str, int] = {}
+        for name in dict.fromkeys((self._cluster.root, *problem.devices)):
+            host = self._cluster.host_of[name].name
+            for place in (host, *self._cluster.enclosing[host]):
+                self._usable[place] = self._usable.get(place, 0) + 1
+
+    def kind(self, name: str) -> tuple[object, ...]:
+        """Equal for devices that are alike apart from their links."""
+        problem = self._problem
+        return (
+            self._cluster.device[name].type,
+            problem.capacity_bytes(name),
+            problem.reserve_bytes(name),
+            self._timings(problem.profile.timings_of[name]),
+            tuple(name in here for here in self._limited),
+        )
+
+    def named(self, name: str) -> bool:
+        """Whether ``links`` say something of the device or its host in particular."""
+        return name in self._named or self._cluster.host_of[name].name in self._named
+
+    def surroundings(self, name: str) -> str | None:
+        """The innermost place whose inside link the device meets; None: the whole cluster.
+
+        Devices with the same kind and surroundings have equal links: whatever holds both, or one
+        and a third, is there or further out.
+        """
+        host = self._cluster.host_of[name]
+        if name in self._named:
+            return name
+        own_link = host.inner_link is not None or host.name in self._within
+        if host.name in self._named or (own_link and self._usable[host.name] > 1):
+            return host.name
+        for group in self._cluster.enclosing[host.name]:
+            if self._usable[group] > 1:
+                return group
+        return None
+
+    def _timings(self, timings: DeviceTimings) -> int:
+        """Equal for equal measurements."""
+        if id(timings) not in self._position:
+            for at, other in enumerate(self._measured):
+                if timings.layers == other.layers and timings.dispatch_s == other.dispatch_s:
+                    self._position[id(timings)] = at
+                    break
+            else:
+                self._position[id(timings)] = len(self._measured)
+                self._measured.append(timings)
+        return self._position[id(timings)]
+
+
+def same_figures(one: Link, other: Link) -> bool:
+    """Whether two links cost the same, on the same wire if they share one."""
+    return (
+        one.latency_s == other.latency_s
+        and one.bytes_per_s == other.bytes_per_s
+        and one.send_occupancy == other.send_occupancy
+        and one.receive_occupancy == other.receive_occupancy
+        and one.shares == other.shares
+    )
 
 
 class _Links(dict[tuple[str, str], Link]):
@@ -272,8 +339,12 @@ def _check_timings(profile: Profile, cluster: Cluster) -> None:
             f"the profile has no timings for {_few(strange)}; it covers "
             f"{_few(profile.timings_of)}: profile the model on the new devices, or drop them"
         )
+    checked: set[int] = set()
     for device in cluster.device:
         timings = profile.timings_of[device]
+        if id(timings) in checked:
+            continue
+        checked.add(id(timings))
         for layer in profile.model.layers:
             rows = timings.layers.get(layer.twin, ())
             if not rows or not all(
@@ -305,7 +376,7 @@ def _allowed(
 ) -> tuple[frozenset[str], ...]:
     for name in request.max_bytes:
         require_device(cluster, name, where="max_bytes")
-    allowed = [frozenset(cluster.device) for _ in graph.layers]
+    allowed = [frozenset(cluster.device)] * len(graph.layers)
     pinned: dict[int, str] = {}
     for pin in request.pins:
         device = require_device(cluster, pin.device, where=f"the pin of {pin.layers!r}")

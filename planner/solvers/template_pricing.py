@@ -1,0 +1,242 @@
+"""The cheapest pipeline whose every stage keeps within a time, when each device has a price.
+
+A template says of a pipeline which runs of layers are on which kind of device, and which stages
+follow each other inside one pool; not which devices. Devices of a pool that follow each other are
+bought together: ``price[t, q]`` is for ``q + 1`` of kind ``t``. For a time ``T`` between microbatches
+
+    G[t, p, r, j] = least price of all up to cut j when the next stage is on a device of kind t that
+                    tensors reach by port p, with r more devices of its pool bought
+    E[t, p, r, e] = the same when that stage ends at cut e and tensors leave it by port p
+                  = min over ports x, j < e of G[t, x, r, j]
+                    where receive[t, x, j] + own[t, j, e] + send[t, p, e] <= T, apart[t, j, e] <= T
+    G[u, p, q, e] = price[u, q] + min over t, r of E[t, leaves(t, u), r, e]    to another pool
+    G[t, p, r, e] = E[t, leaves(t, t), r + 1, e]                               inside the pool
+
+where a hop whose tensors take longer than ``T`` is no way. It is a shortest path over cuts; many
+times are done at once, and nothing in it depends on how many devices there are.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from planner.solvers.chain_segments import Floats
+from planner.solvers.template_tables import Hop, TemplateTables
+
+AT_ONCE = 8
+"""Times that are worked on together; of like length, as their stages are."""
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateStage:
+    """A run of layers on a kind of device; ``begins`` says that it is the first in its pool."""
+
+    kind: int
+    start: int
+    end: int
+    begins: bool
+
+
+@dataclass(frozen=True)
+class Template:
+    """A pipeline by kinds of device; ``period_s`` is its time between microbatches."""
+
+    stages: tuple[TemplateStage, ...]
+    period_s: float
+
+    @cached_property
+    def pieces(self) -> tuple[tuple[int, int], ...]:
+        """Kind and number of the devices of each run inside a pool, in stage order."""
+        found: list[tuple[int, int]] = []
+        for stage in self.stages:
+            if stage.begins:
+                found.append((stage.kind, 1))
+            else:
+                found[-1] = (stage.kind, found[-1][1] + 1)
+        return tuple(found)
+
+    @cached_property
+    def needs(self) -> Counter[tuple[int, int]]:
+        """How many pieces of each kind and size it takes."""
+        return Counter(self.pieces)
+
+
+class Pricing:
+    """Cheapest templates under prices, for one set of tables."""
+
+    def __init__(self, tables: TemplateTables) -> None:
+        self.tables = tables
+        self.most = max(1, *tables.runs)
+        self.least_s = tables.least_s()
+        num = tables.num_kinds
+        # Ways between pools by port of entry, for the step at a cut.
+        self._ways: dict[tuple[int, int], list[Hop]] = {}
+        for hop in tables.outside:
+            self._ways.setdefault((hop.target, hop.enters), []).append(hop)
+        self._reach = [
+            np.where(np.isfinite(tables.own[t]), np.maximum(tables.own[t], tables.apart[t]), np.inf)
+            for t in range(num)
+        ]
+        # Least seconds of any run of a length, over kinds: how far back a stage can reach.
+        size = tables.num_layers + 1
+        least = np.min(self._reach, axis=0)
+        self._shortest = np.array(
+            [np.inf, *(least[np.arange(size - n), np.arange(n, size)].min() for n in range(1, size))]
+        )
+
+    def cheapest(self, prices: Floats, times: Sequence[float]) -> list[tuple[float, Template | None]]:
+        """For each time the least price, and a template of that price (None: there is none)."""
+        found: list[tuple[float, Template | None]] = []
+        for first in range(0, len(times), AT_ONCE):
+            found += _Run(self, prices, np.array(times[first : first + AT_ONCE])).results()
+        return found
+
+    def window(self, time_s: float) -> int:
+        """Layers of the longest run that any kind manages within a time."""
+        return int(np.flatnonzero(self._shortest <= time_s).max(initial=0))
+
+    def ways(self) -> Iterator[tuple[int, int, list[Hop]]]:
+        """Hops to another pool, by kind and port that they enter."""
+        for (u, p), hops in self._ways.items():
+            yield u, p, hops
+
+    def period_s(self, stages: Sequence[TemplateStage]) -> float:
+        """Time between microbatches of these stages."""
+        tables = self.tables
+        outside = {(hop.source, hop.target): hop for hop in tables.outside}
+        most, entered = 0.0, 0.0
+        for at, stage in enumerate(stages):
+            t, j, e = stage.kind, stage.start, stage.end
+            left = 0.0
+            if at + 1 < len(stages):
+                after = stages[at + 1]
+                hop = outside[t, after.kind] if after.begins else tables.inside[t]
+                assert hop is not None
+                left = float(tables.send[t, hop.leaves, e])
+                most = max(most, float(tables.moving[hop.path, e]))
+            load = entered + float(tables.own[t, j, e]) + left
+            most = max(most, load, float(tables.apart[t, j, e]))
+            if at + 1 < len(stages):
+                entered = float(tables.receive[hop.target, hop.enters, e])
+        return most
+
+
+class _Run:
+    """One sweep over the cuts for a few times."""
+
+    def __init__(self, pricing: Pricing, prices: Floats, times: Floats) -> None:
+        self.pricing, self.tables = pricing, pricing.tables
+        self.prices, self.times = prices, times
+        tables = self.tables
+        num_t, num_k = len(times), tables.num_kinds
+        ports_in, ports_out = tables.receive.shape[1], tables.send.shape[1]
+        cuts = tables.num_layers + 1
+        self.g = np.full((num_t, num_k, ports_in, pricing.most, cuts), np.inf)
+        self.e = np.full((num_t, num_k, ports_out, pricing.most, cuts), np.inf)
+        self.g[:, :, 0, :, 0] = prices
+        window = pricing.window(float(times.max()))
+        for cut in range(1, cuts):
+            first = max(0, cut - window, int(tables.longest[cut]))
+            if first < cut:
+                self._end_stages(first, cut)
+            if cut < tables.num_layers:
+                self._hop(cut)
+
+    def _end_stages(self, first: int, cut: int) -> None:
+        tables, times = self.tables, self.times
+        load = tables.receive[:, :, first:cut] + tables.own[:, None, first:cut, cut]
+        load = load[:, None] + tables.send[:, :, cut][:, :, None, None]  # [kind, out, in, start]
+        load = np.maximum(load, tables.apart[:, None, None, first:cut, cut])
+        can = load[None] <= times[:, None, None, None, None]
+        values = self.g[:, :, :, :, first:cut]  # [time, kind, in, more, start]
+        best = np.where(can[:, :, :, :, None], values[:, :, None], np.inf)
+        self.e[..., cut] = best.min(axis=(3, 5))
+
+    def _hop(self, cut: int) -> None:
+        tables, times = self.tables, self.times
+        moves = tables.moving[:, cut][None] <= times[:, None]  # [time, path]
+        left = self.e[..., cut]
+        done = left.min(axis=3)  # [time, kind, out]
+        for u, p, hops in self.pricing.ways():
+            sources = [hop.source for hop in hops]
+            ports = [hop.leaves for hop in hops]
+            paths = [hop.path for hop in hops]
+            least = np.where(moves[:, paths], done[:, sources, ports], np.inf).min(axis=1)
+            self.g[:, u, p, :, cut] = least[:, None] + self.prices[u]
+        for t, hop in enumerate(tables.inside):
+            if hop is None:
+                continue
+            arrived = np.where(moves[:, hop.path][:, None], left[:, t, hop.leaves], np.inf)
+            here = self.g[:, t, hop.enters, :, cut]
+            if tables.runs[t] == 0:  # an endless pool: pay as you go
+                here[:, 0] = np.minimum(here[:, 0], arrived[:, 0] + self.prices[t, 0])
+            else:
+                here[:, :-1] = np.minimum(here[:, :-1], arrived[:, 1:])
+
+    def results(self) -> list[tuple[float, Template | None]]:
+        """Least price and template by time."""
+        values = self.e[:, :, 0, :, -1].min(axis=(1, 2))
+        return [
+            (float(value), self._trace(i) if np.isfinite(value) else None)
+            for i, value in enumerate(values)
+        ]
+
+    def _trace(self, i: int) -> Template:
+        """The template behind the least price, by repeating each step's minimum backwards."""
+        tables, cut = self.tables, self.tables.num_layers
+        t, r = np.unravel_index(int(self.e[i, :, 0, :, cut].argmin()), self.e.shape[1:4:2])
+        p, stages = 0, []
+        while True:
+            x, start = self._start(i, (int(t), p, int(r)), cut)
+            if start == 0:
+                stages.append(TemplateStage(int(t), start, cut, True))
+                break
+            value = self.g[i, t, x, r, start]
+            begins, source = self._source(i, (int(t), x, int(r)), start, float(value))
+            stages.append(TemplateStage(int(t), start, cut, begins))
+            (t, p, r), cut = source, start
+        stages.reverse()
+        return Template(tuple(stages), self.pricing.period_s(stages))
+
+    def _start(self, i: int, state: tuple[int, int, int], cut: int) -> tuple[int, int]:
+        """Port of entry and first layer of the stage that ends at ``cut``."""
+        tables, (t, p, r) = self.tables, state
+        load = tables.receive[t, :, :cut] + tables.own[t, :cut, cut] + tables.send[t, p, cut]
+        load = np.maximum(load, tables.apart[t, :cut, cut])
+        values = np.where(load <= self.times[i], self.g[i, t, :, r, :cut], np.inf)
+        x, start = np.unravel_index(int(values.argmin()), values.shape)
+        assert values[x, start] == self.e[i, t, p, r, cut], "the sweep does not repeat"
+        return int(x), int(start)
+
+    def _source(
+        self, i: int, state: tuple[int, int, int], cut: int, value: float
+    ) -> tuple[bool, tuple[int, int, int]]:
+        """Whether the stage begins a run in its pool, and the stage before: kind, port, devices
+        left."""
+        tables, (t, x, r) = self.tables, state
+        inside = tables.inside[t]
+        if inside is not None and inside.enters == x and tables.moving[inside.path, cut] <= (
+            self.times[i]
+        ):
+            endless = tables.runs[t] == 0
+            before = 0 if endless else r + 1
+            extra = float(self.prices[t, 0]) if endless else 0.0
+            if before < self.pricing.most and (
+                self.e[i, t, inside.leaves, before, cut] + extra == value
+            ):
+                return False, (t, inside.leaves, before)
+        for u, p, hops in self.pricing.ways():
+            if (u, p) != (t, x):
+                continue
+            for hop in hops:
+                if tables.moving[hop.path, cut] > self.times[i]:
+                    continue
+                left = self.e[i, hop.source, hop.leaves, :, cut]
+                if left.min() + self.prices[t, r] == value:
+                    return True, (hop.source, hop.leaves, int(left.argmin()))
+        raise AssertionError("the sweep does not repeat")
