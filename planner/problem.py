@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -32,7 +32,8 @@ class PlanningProblem:
     ``allowed[l]`` are the devices that may hold layer ``l``. ``together`` are sets of layers that
     share a stage. ``classes`` are the usable devices, equal ones together: exchanging two of a
     class changes no figure; the root is always a class of its own. ``required`` devices must have
-    a stage (used to price an idle device).
+    a stage (used to price an idle device). ``items`` are those that one pipeline is planned for:
+    the whole batch, or a part of it beside other pipelines.
     """
 
     graph: ModelGraph
@@ -40,6 +41,7 @@ class PlanningProblem:
     profile: Profile
     request: PlanRequest
     microbatch: int
+    items: int
     allowed: tuple[frozenset[str], ...]
     together: tuple[tuple[int, ...], ...]
     whole_batch: frozenset[int]
@@ -73,6 +75,7 @@ class PlanningProblem:
             profile=profile,
             request=request,
             microbatch=microbatch,
+            items=request.batch_size,
             allowed=allowed,
             together=_together(graph, request, allowed),
             whole_batch=frozenset(
@@ -99,12 +102,12 @@ class PlanningProblem:
 
     @property
     def num_microbatches(self) -> int:
-        """Microbatches of a batch, the last one possibly shorter."""
-        return math.ceil(self.batch / self.microbatch)
+        """Microbatches of the planned items, the last one possibly shorter."""
+        return math.ceil(self.items / self.microbatch)
 
     @property
     def max_stages(self) -> int:
-        """How many stages a plan may have."""
+        """How many stages a pipeline may have."""
         most = sum(len(members) for members in self.classes)
         if Split.LAYERS not in self.request.splits:
             most = 1
@@ -118,6 +121,27 @@ class PlanningProblem:
             and self.microbatch > 1
             and self.graph.static_batch is None
         )
+
+    def one_pipeline(self) -> str | None:
+        """Why there must be one pipeline for all items; None if there may be several."""
+        graph = self.graph
+        if Split.PIPELINES not in self.request.splits:
+            return "the request allows no pipelines side by side"
+        if graph.static_batch is not None:
+            return f"the model was captured for exactly {graph.static_batch} items"
+        if self.whole_batch:
+            first = graph.layers[min(self.whole_batch)].name
+            return f"{first} looks across the items of a batch"
+        if self.one_device:
+            first = graph.layers[min(self.one_device)].name
+            return f"{first} keeps state that changes, and each pipeline would have its own"
+        for name in graph.outputs:
+            if graph.tensor[name].batch_dim is None and graph.tensor[name].per_batch:
+                return f"output {name} is one value for a whole batch"
+        fewest = min(range(self.num_layers), key=lambda i: len(self.allowed[i]))
+        if len(self.allowed[fewest]) < 2:
+            return f"{graph.layers[fewest].name} may run on {min(self.allowed[fewest])} only"
+        return None if self.batch > 1 else "the batch has one item"
 
     @cached_property
     def devices(self) -> tuple[str, ...]:
@@ -163,6 +187,23 @@ class PlanningProblem:
     def requiring(self, devices: Iterable[str]) -> PlanningProblem:
         """The same problem where these devices must have a stage."""
         return replace(self, required=self.required | frozenset(devices))
+
+    def limited_to(self, devices: Collection[str], *, items: int) -> PlanningProblem | None:
+        """The problem of one pipeline on some of these devices, for some of the items; None if a
+        layer may run on none of them."""
+        chosen = frozenset(devices)
+        allowed = tuple(here & chosen for here in self.allowed)
+        if not all(allowed):
+            return None
+        usable = frozenset[str]().union(*allowed)
+        classes = (tuple(d for d in members if d in usable) for members in self.classes)
+        return replace(
+            self,
+            items=items,
+            allowed=allowed,
+            classes=tuple(members for members in classes if members),
+            required=frozenset(),
+        )
 
     def _equal_devices(self) -> tuple[tuple[str, ...], ...]:
         """Usable devices in classes: exchanging two of a class maps the problem to itself."""

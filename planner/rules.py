@@ -112,7 +112,7 @@ def best_routing(
     routings = [Routing.RELAY] if problem.graph.is_chain else [Routing.RELAY, Routing.DIRECT]
     tried = []
     for routing in routings:
-        assignment = Assignment(stages=tuple(stages), routing=routing)
+        assignment = Assignment.single(stages, items=problem.items, routing=routing)
         tried.append((assignment, cost.evaluate(assignment)))
     objective = problem.request.objective
     return min(tried, key=lambda t: (not t[1].fits, t[1].objective_s(objective)))

@@ -45,6 +45,16 @@ class ChainSolver:
 
     name: ClassVar[str] = "chain"
 
+    def __init__(self) -> None:
+        self._kept: tuple[CostModel, ChainTables] | None = None
+
+    def tables(self, problem: PlanningProblem, cost: CostModel) -> ChainTables:
+        """The tables of a problem, those of the last one kept."""
+        if self._kept is None or self._kept[0] is not cost:
+            found = find_options(problem, cost.figures)
+            self._kept = cost, ChainTables(problem, cost.figures, found)
+        return self._kept[1]
+
     def rejects(self, problem: PlanningProblem) -> str | None:
         """Why this solver cannot take ``problem``, or None."""
         if not problem.graph.is_chain:
@@ -66,13 +76,12 @@ class ChainSolver:
         self, problem: PlanningProblem, *, cost: CostModel, limits: SolveLimits
     ) -> SolverResult:
         """The best line of stages, and a bound for the lines described in ``space``."""
-        found = find_options(problem, cost.figures)
-        space = _space(problem, found)
-        tables = ChainTables(problem, cost.figures, found.options)
+        tables = self.tables(problem, cost)
+        space = _space(problem, tables.found)
         if not tables.root_can_stay_empty:
             return _nothing(space)
         progress = Progress()
-        decode = _Decoder(problem, cost, found.options)
+        decode = _Decoder(problem, cost, tables.options)
         with suppress(TimeoutError):  # ``progress`` holds what is known by then
             if problem.request.objective is Objective.THROUGHPUT:
                 _least_period(tables, decode, limits, progress)
@@ -108,7 +117,7 @@ class _Decoder:
         )
         least = float("inf")
         for routing in self.routings:
-            assignment = Assignment(stages=stages, routing=routing)
+            assignment = Assignment.single(stages, items=self.problem.items, routing=routing)
             price = self.cost.evaluate(assignment)
             objective = price.objective_s(self.problem.request.objective)
             if price.fits:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from planner.figures import Figures
-from planner.options import Option
+from planner.options import Option, OptionSet
 from planner.problem import PlanningProblem
 from planner.solvers.base import Assignment
 from planner.solvers.chain_hops import find_hops
@@ -52,10 +51,10 @@ class ChainTables:
     """Options, states, and the figures of every run of layers and every hop."""
 
     def __init__(
-        self, problem: PlanningProblem, figures: Figures, options: Sequence[Option]
+        self, problem: PlanningProblem, figures: Figures, found: OptionSet
     ) -> None:
-        self.problem, self.figures = problem, figures
-        self.options = tuple(options)
+        self.problem, self.figures, self.found = problem, figures, found
+        self.options = options = found.options
         self.num_layers = problem.num_layers
         segments = Segments(problem, figures, options)
         self.crossing = segments.crossing
