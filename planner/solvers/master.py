@@ -28,7 +28,7 @@ from planner.solvers.chain_segments import Floats
 Piece = tuple[int, int]
 """A kind of device, and how many of them in one pool."""
 
-DETERMINISTIC_S = 8.0
+DETERMINISTIC_S = 2.0
 """Effort of one rounding, on CP-SAT's own clock: the same answer on every machine."""
 
 LEAST_PRICE = 1e-12

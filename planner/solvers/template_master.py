@@ -30,7 +30,10 @@ PROOF = 1e-9
 """Fraction by which a bound must be missed: more than sums can be off by rounding."""
 
 CLOSE = 2e-4
-"""Fraction to which prices and periods are settled."""
+"""Fraction to which the worth of templates is settled at one period."""
+
+SETTLED = 1e-3
+"""Fraction to which the least period is settled."""
 
 MAX_ROUNDS = 60
 """Rounds of pricing at one period."""
@@ -134,7 +137,8 @@ class Columns:
                 if gain > 1 + PROOF:
                     new += self.add(template)
                 open_ranges.append(_Range(first, last, price))
-            useful = max(best, 1.0) * (1 + CLOSE)
+            # Far from the optimum, coarse answers move the prices as well as fine ones.
+            useful = max(best, 1.0) * (1 + max(CLOSE, min(0.02, (best - 1) / 8)))
             split = sorted(
                 (r for r in open_ranges if r.first < r.last and r.most > useful),
                 key=lambda r: -r.most,
@@ -178,30 +182,35 @@ def _supply(pools: Pools, tables: TemplateTables) -> Supply:
     return Supply(held, tuple(max(1, run) for run in tables.runs))
 
 
-def settle(columns: Columns, low_s: float) -> tuple[float, Trial | None]:
+def settle(
+    columns: Columns, low_s: float, useful_s: float = math.inf
+) -> tuple[float, Trial | None]:
     """A period that no plan can beat, and the least that real numbers of pipelines keep, close by.
 
-    ``low_s`` is a bound known before. Ends early at the deadline.
+    ``low_s`` is a bound known before; nothing from ``useful_s`` on is of use. Ends early at the
+    deadline.
     """
     kept: Trial | None = None
-    proved = low_s
-    period_s = max(low_s, columns.pricing.least_s) * (1 + CLOSE)
-    low = low_s
+    proved = low = low_s
+    period_s = max(low_s, columns.pricing.least_s) * (1 + SETTLED)
     try:
-        while True:
-            trial = columns.trial(period_s)
+        while period_s < useful_s or kept is None:
+            trial = columns.trial(min(period_s, useful_s))
             if trial.reached >= columns.wanted * (1 - 1e-12):
                 kept = trial
             else:
-                low = period_s
+                low = trial.period_s
                 if trial.at_most < columns.wanted * (1 - PROOF):
-                    proved = max(proved, period_s)
+                    proved = max(proved, trial.period_s)
+                if low >= useful_s:
+                    break
             if kept is not None:
-                if kept.period_s <= low * (1 + CLOSE):
-                    return proved, kept
+                if kept.period_s <= low * (1 + SETTLED):
+                    break
                 period_s = (kept.period_s * low) ** 0.5 if low > 0 else kept.period_s / 2
             else:
                 short = columns.wanted / trial.reached if trial.reached > 0 else 2.0
-                period_s *= min(2.0, max(short, 1 + 2 * CLOSE))
+                period_s = trial.period_s * min(2.0, max(short, 1 + 2 * SETTLED))
     except TimeoutError:
-        return proved, kept
+        pass
+    return proved, kept

@@ -19,7 +19,7 @@ times are done at once, and nothing in it depends on how many devices there are.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -28,7 +28,7 @@ import numpy as np
 from planner.solvers.chain_segments import Floats
 from planner.solvers.template_tables import Hop, TemplateTables
 
-AT_ONCE = 8
+AT_ONCE = 16
 """Times that are worked on together; of like length, as their stages are."""
 
 
@@ -66,6 +66,23 @@ class Template:
         return Counter(self.pieces)
 
 
+class _Ways:
+    """Hops as arrays, to be worked on together; ``first`` are those that a target's port begins
+    with, where like ones follow each other."""
+
+    def __init__(self, hops: Sequence[Hop]) -> None:
+        self.hops = tuple(hops)
+        self.source = np.array([hop.source for hop in hops], dtype=np.int64)
+        self.target = np.array([hop.target for hop in hops], dtype=np.int64)
+        self.leaves = np.array([hop.leaves for hop in hops], dtype=np.int64)
+        self.enters = np.array([hop.enters for hop in hops], dtype=np.int64)
+        self.path = np.array([hop.path for hop in hops], dtype=np.int64)
+        ends = [(hop.target, hop.enters) for hop in hops]
+        self.first = np.array(
+            [i for i, end in enumerate(ends) if i == 0 or end != ends[i - 1]], dtype=np.int64
+        )
+
+
 class Pricing:
     """Cheapest templates under prices, for one set of tables."""
 
@@ -74,10 +91,9 @@ class Pricing:
         self.most = max(1, *tables.runs)
         self.least_s = tables.least_s()
         num = tables.num_kinds
-        # Ways between pools by port of entry, for the step at a cut.
-        self._ways: dict[tuple[int, int], list[Hop]] = {}
-        for hop in tables.outside:
-            self._ways.setdefault((hop.target, hop.enters), []).append(hop)
+        self.outside = _Ways(sorted(tables.outside, key=lambda hop: (hop.target, hop.enters)))
+        self.inside = _Ways([hop for hop in tables.inside if hop is not None])
+        self.endless = np.array([tables.runs[hop.source] == 0 for hop in self.inside.hops], bool)
         self._reach = [
             np.where(np.isfinite(tables.own[t]), np.maximum(tables.own[t], tables.apart[t]), np.inf)
             for t in range(num)
@@ -91,19 +107,17 @@ class Pricing:
 
     def cheapest(self, prices: Floats, times: Sequence[float]) -> list[tuple[float, Template | None]]:
         """For each time the least price, and a template of that price (None: there is none)."""
-        found: list[tuple[float, Template | None]] = []
+        order = np.argsort(times)
+        found: dict[int, tuple[float, Template | None]] = {}
         for first in range(0, len(times), AT_ONCE):
-            found += _Run(self, prices, np.array(times[first : first + AT_ONCE])).results()
-        return found
+            some = order[first : first + AT_ONCE]
+            results = _Run(self, prices, np.array(times)[some]).results()
+            found.update(zip(map(int, some), results, strict=True))
+        return [found[i] for i in range(len(times))]
 
     def window(self, time_s: float) -> int:
         """Layers of the longest run that any kind manages within a time."""
         return int(np.flatnonzero(self._shortest <= time_s).max(initial=0))
-
-    def ways(self) -> Iterator[tuple[int, int, list[Hop]]]:
-        """Hops to another pool, by kind and port that they enter."""
-        for (u, p), hops in self._ways.items():
-            yield u, p, hops
 
     def period_s(self, stages: Sequence[TemplateStage]) -> float:
         """Time between microbatches of these stages."""
@@ -158,25 +172,25 @@ class _Run:
         self.e[..., cut] = best.min(axis=(3, 5))
 
     def _hop(self, cut: int) -> None:
-        tables, times = self.tables, self.times
-        moves = tables.moving[:, cut][None] <= times[:, None]  # [time, path]
-        left = self.e[..., cut]
-        done = left.min(axis=3)  # [time, kind, out]
-        for u, p, hops in self.pricing.ways():
-            sources = [hop.source for hop in hops]
-            ports = [hop.leaves for hop in hops]
-            paths = [hop.path for hop in hops]
-            least = np.where(moves[:, paths], done[:, sources, ports], np.inf).min(axis=1)
-            self.g[:, u, p, :, cut] = least[:, None] + self.prices[u]
-        for t, hop in enumerate(tables.inside):
-            if hop is None:
-                continue
-            arrived = np.where(moves[:, hop.path][:, None], left[:, t, hop.leaves], np.inf)
-            here = self.g[:, t, hop.enters, :, cut]
-            if tables.runs[t] == 0:  # an endless pool: pay as you go
-                here[:, 0] = np.minimum(here[:, 0], arrived[:, 0] + self.prices[t, 0])
-            else:
-                here[:, :-1] = np.minimum(here[:, :-1], arrived[:, 1:])
+        outside, inside = self.pricing.outside, self.pricing.inside
+        moves = self.tables.moving[:, cut][None] <= self.times[:, None]  # [time, path]
+        left, arriving = self.e[..., cut], self.g[..., cut]
+        if outside.hops:
+            done = left.min(axis=3)[:, outside.source, outside.leaves]  # [time, hop]
+            done = np.where(moves[:, outside.path], done, np.inf)
+            least = np.minimum.reduceat(done, outside.first, axis=1)
+            target, enters = outside.target[outside.first], outside.enters[outside.first]
+            arriving[:, target, enters] = least[:, :, None] + self.prices[target]
+        if inside.hops:
+            kind, endless = inside.source, self.pricing.endless
+            arrived = left[:, kind, inside.leaves]
+            arrived = np.where(moves[:, inside.path][:, :, None], arrived, np.inf)
+            here = arriving[:, kind, inside.enters]
+            # An endless pool: pay as you go; else one fewer is left of those bought.
+            paid = arrived[:, endless, 0] + self.prices[kind[endless], 0]
+            here[:, endless, 0] = np.minimum(here[:, endless, 0], paid)
+            here[:, ~endless, :-1] = np.minimum(here[:, ~endless, :-1], arrived[:, ~endless, 1:])
+            arriving[:, kind, inside.enters] = here
 
     def results(self) -> list[tuple[float, Template | None]]:
         """Least price and template by time."""
@@ -230,13 +244,12 @@ class _Run:
                 self.e[i, t, inside.leaves, before, cut] + extra == value
             ):
                 return False, (t, inside.leaves, before)
-        for u, p, hops in self.pricing.ways():
-            if (u, p) != (t, x):
+        for hop in tables.outside:
+            if (hop.target, hop.enters) != (t, x):
                 continue
-            for hop in hops:
-                if tables.moving[hop.path, cut] > self.times[i]:
-                    continue
-                left = self.e[i, hop.source, hop.leaves, :, cut]
-                if left.min() + self.prices[t, r] == value:
-                    return True, (hop.source, hop.leaves, int(left.argmin()))
+            if tables.moving[hop.path, cut] > self.times[i]:
+                continue
+            left = self.e[i, hop.source, hop.leaves, :, cut]
+            if left.min() + self.prices[t, r] == value:
+                return True, (hop.source, hop.leaves, int(left.argmin()))
         raise AssertionError("the sweep does not repeat")
