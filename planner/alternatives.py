@@ -20,6 +20,9 @@ from profiler.units import format_bytes, format_seconds
 Resolve = Callable[[PlanningProblem], SolverResult]
 """Solves a variant of the problem within the time that is left."""
 
+MAX_DEVICES = 256
+"""Of more devices, none is priced by solving again: what is proved of all plans must do."""
+
 MAX_PRICED = 6
 """Kinds of idle device that are priced by solving again; the rest share a shorter reason."""
 
@@ -98,8 +101,13 @@ def split_rivals(chosen: Chosen, resolve: Resolve) -> list[Rival]:
     return rivals
 
 
-def idle_rivals(chosen: Chosen, resolve: Resolve) -> tuple[list[IdleDevice], list[Rival]]:
-    """Why each device without a stage has none, and the best plans that use one of them."""
+def idle_rivals(
+    chosen: Chosen, resolve: Resolve, *, bound_s: float
+) -> tuple[list[IdleDevice], list[Rival]]:
+    """Why each device without a stage has none, and the best plans that use one of them.
+
+    No plan has an objective below ``bound_s``, whatever devices it uses.
+    """
     problem = chosen.problem
     used = set(chosen.assignment.devices)
     reasons: dict[str, str] = {}
@@ -108,7 +116,9 @@ def idle_rivals(chosen: Chosen, resolve: Resolve) -> tuple[list[IdleDevice], lis
         idle = [device for device in members if device not in used]
         if not idle:
             continue
-        if len(rivals) >= MAX_PRICED:
+        if len(problem.devices) > MAX_DEVICES:
+            reason = _left_over(problem, chosen, idle[0], bound_s)
+        elif len(rivals) >= MAX_PRICED:
             reason = _cheapest_way_in(problem, chosen, idle[0])
         else:
             forced = [device for device in members if device in used] + idle[:1]
@@ -203,6 +213,18 @@ def _no_room(problem: PlanningProblem, device: str) -> str:
     return (
         f"no plan with a stage on it fits: {format_bytes(max(0, room))} are free for weights, "
         "activations and buffers"
+    )
+
+
+def _left_over(problem: PlanningProblem, chosen: Chosen, device: str, bound_s: float) -> str:
+    """What a device among very many could bring at most."""
+    graph, room = problem.graph, problem.capacity_bytes(device) - problem.reserve_bytes(device)
+    if all(graph.weight_bytes([i]) > room for i in range(problem.num_layers)):
+        return _no_room(problem, device)
+    most = chosen.objective_s / bound_s - 1 if bound_s > 0 else 1.0
+    return (
+        f"it is left over; with it or without, no plan is more than {max(0.0, most):.2%} better "
+        "than this one"
     )
 
 

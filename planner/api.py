@@ -74,9 +74,9 @@ def plan(
     search.run()
     if search.best is None:
         raise _failure(search)
-    idle, forced = idle_rivals(search.best, search.resolve)
+    idle, forced = idle_rivals(search.best, search.resolve, bound_s=search.bound_s)
     if search.adopt(forced):  # possible only where nothing was proved
-        idle, forced = idle_rivals(search.best, search.resolve)
+        idle, forced = idle_rivals(search.best, search.resolve, bound_s=search.bound_s)
     chosen, result = search.best, search.results[search.best.problem.microbatch]
     rivals = rule_rivals(search.costs, chosen) + split_rivals(chosen, search.resolve)
     spec = lower(chosen.problem, chosen.assignment, chosen.price)
@@ -139,6 +139,7 @@ class _Search:
     cluster: Cluster | None
     best: Chosen | None = None
     results: dict[int, SolverResult] = field(default_factory=dict)
+    ended: set[int] = field(default_factory=set)
     costs: list[CostModel] = field(default_factory=list)
     solver_names: dict[str, None] = field(default_factory=dict)
     candidates: int = 0
@@ -234,6 +235,8 @@ class _Search:
         result = self.results[cost.problem.microbatch]
         if result.status in (SolveStatus.OPTIMAL, SolveStatus.INFEASIBLE):
             return False
+        if cost.problem.microbatch in self.ended:
+            return False
         return (
             self.best is None
             or result.bound_s is None
@@ -255,6 +258,8 @@ class _Search:
             ),
         )
         self.results[problem.microbatch] = result
+        if time.monotonic() < deadline:
+            self.ended.add(problem.microbatch)  # it knows no more, however long it may take
         self.solver_names[name] = None
         self.candidates += result.candidates
         if result.assignment is None or result.objective_s is None:

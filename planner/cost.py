@@ -159,6 +159,11 @@ class _PipelinePrice:
         for flow in self.flows:
             hop = self.hops.setdefault((flow.source, flow.target), [])
             hop.extend(self._messages(flow))
+        self._arriving: dict[int | None, list[Flow]] = {}
+        self._departing: dict[int | None, list[Flow]] = {}
+        for flow in self.flows:
+            self._arriving.setdefault(flow.target, []).append(flow)
+            self._departing.setdefault(flow.source, []).append(flow)
         self.stages, self.ranks = self._stages()
 
     def messages(self) -> Iterator[_Message]:
@@ -222,9 +227,13 @@ class _PipelinePrice:
 
     def _stages(self) -> tuple[tuple[StageCost, ...], tuple[RankCost, ...]]:
         costs, ranks = [], []
+        into: dict[int | None, list[_Message]] = {}
+        out_of: dict[int | None, list[_Message]] = {}
+        for (source, target), messages in self.hops.items():
+            out_of.setdefault(source, []).extend(messages)
+            into.setdefault(target, []).extend(messages)
         for s, stage in enumerate(self.all_stages):
-            arriving = [m for (_, t), messages in self.hops.items() if t == s for m in messages]
-            departing = [m for (f, _), messages in self.hops.items() if f == s for m in messages]
+            arriving, departing = into.get(s, []), out_of.get(s, [])
             own = [
                 RankCost(
                     device=device,
@@ -272,8 +281,7 @@ class _PipelinePrice:
     def _holding(self, s: int, r: int) -> Holding:
         stage, root = self.all_stages[s], self.problem.cluster.root
         device = stage.devices[r]
-        arriving = [f for f in self.flows if f.target == s]
-        departing = [f for f in self.flows if f.source == s]
+        arriving, departing = self._arriving.get(s, []), self._departing.get(s, [])
         graph = self.problem.graph
         return Holding(
             layers=stage.layers,
@@ -315,7 +323,9 @@ def _latency(
     """Largest ``last`` over the hops into the output; each server handles jobs in order."""
     done: dict[int | None, tuple[float, float]] = {None: (0.0, 0.0)}
     arrivals: dict[int, list[tuple[float, float]]] = {s: [] for s in range(len(stages))}
+    out_of: dict[int | None, list[HopCost]] = {}
     for hop in hops:
+        out_of.setdefault(hop.source, []).append(hop)
         if hop.source is None and hop.target is not None:
             arrivals[hop.target].append(_through(hop, done[None]))
     finished = 0.0
@@ -329,8 +339,7 @@ def _latency(
             first = begins + cost.compute_s
             last = max(ends + cost.compute_s, first + (cost.runs - 1) * cost.busy_s)
         done[s] = (first, last)
-        leaving = [hop for hop in hops if hop.source == s]
-        for hop in leaving:
+        for hop in out_of.get(s, []):
             passed = _through(hop, done[s])
             if hop.target is None:
                 finished = max(finished, passed[1])

@@ -33,6 +33,10 @@ def lower(problem: PlanningProblem, assignment: Assignment, price: PlanCost) -> 
     graph = problem.graph
     ranks = number_ranks(problem, assignment)
     names = [layer.name for layer in graph.layers]
+    folded = {
+        layers: fold([names[i] for i in layers], names)
+        for layers in dict.fromkeys(stage.layers for stage in assignment.stages)
+    }
     pipelines = tuple(
         Pipeline(
             index=p,
@@ -40,7 +44,7 @@ def lower(problem: PlanningProblem, assignment: Assignment, price: PlanCost) -> 
             stages=tuple(
                 Stage(
                     index=s,
-                    layers=fold([names[i] for i in stage.layers], names),
+                    layers=folded[stage.layers],
                     split="batch" if len(stage.devices) > 1 else "none",
                     ranks=tuple(ranks[device] for device in stage.devices),
                     shares=stage.shares,

@@ -11,10 +11,14 @@ from dataclasses import dataclass
 
 from planner.cost import CostModel, PlanCost
 from planner.flows import Routing
-from planner.problem import PlanningProblem
+from planner.problem import LikeDevices, PlanningProblem
 from planner.request import Split
 from planner.solvers.base import Assignment, StageAssignment
 from profiler.units import format_bytes
+
+
+MAX_TRIED = 256
+"""Of more devices, one of each kind is tried for the best single one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +126,7 @@ def _best_single(problem: PlanningProblem, cost: CostModel) -> RuleOutcome:
     name = "best single device"
     best: tuple[float, Assignment, PlanCost] | None = None
     why = ""
-    for device in problem.cluster.device:
+    for device in _worth_trying(problem):
         stages = line(problem, [device], [problem.num_layers])
         broken = broken_wish(problem, stages)
         if broken is not None or device not in problem.devices:
@@ -139,6 +143,18 @@ def _best_single(problem: PlanningProblem, cost: CostModel) -> RuleOutcome:
     if best is None:
         return RuleOutcome(name=name, assignment=None, price=None, why_not=why)
     return RuleOutcome(name=f"{name} ({best[1].devices[0]})", assignment=best[1], price=best[2])
+
+
+def _worth_trying(problem: PlanningProblem) -> list[str]:
+    """All devices; of very many, one of each kind."""
+    devices = list(problem.cluster.device)
+    if len(devices) <= MAX_TRIED:
+        return devices
+    alike = LikeDevices(problem)
+    first: dict[object, str] = {}
+    for device in devices:
+        first.setdefault(alike.kind(device), device)
+    return list(first.values())
 
 
 def _proportional(
@@ -169,10 +185,12 @@ def _by_memory(problem: PlanningProblem, cost: CostModel) -> list[float]:  # noq
 
 def _by_speed(problem: PlanningProblem, cost: CostModel) -> list[float]:
     everything = tuple(range(problem.num_layers))
-    seconds = [
-        cost.figures.compute_s(everything, device, problem.microbatch) for device in problem.devices
-    ]
-    return [1.0 / s if s > 0 else 1.0 for s in seconds]
+    measured = {name: problem.profile.timings_of[name].measured_on for name in problem.devices}
+    seconds = {
+        on: cost.figures.compute_s(everything, on, problem.microbatch)
+        for on in dict.fromkeys(measured.values())
+    }
+    return [1.0 / s if (s := seconds[on]) > 0 else 1.0 for on in measured.values()]
 
 
 WEIGHTS: Mapping[str, Callable[[PlanningProblem, CostModel], list[float]]] = {

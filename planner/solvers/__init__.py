@@ -14,6 +14,7 @@ REGISTRY: tuple[tuple[str, str, str], ...] = (
     ("cp_sat", "planner.solvers.cp_sat", "CpSatSolver"),
     ("greedy", "planner.solvers.greedy", "GreedySolver"),
     ("pipelines", "planner.solvers.pipelines", "PipelinesSolver"),
+    ("templates", "planner.solvers.templates", "TemplateSolver"),
     ("exhaustive", "planner.solvers.exhaustive", "ExhaustiveSolver"),
 )
 """Name, module and class of every solver, the preferred first."""

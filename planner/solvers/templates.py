@@ -35,10 +35,10 @@ MAX_KINDS = 48
 MAX_FIGURES = 3e8
 """Kinds times layers squared: bytes of tables, by about ten."""
 
-SLACK = (0.0, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2)
+SLACK = (2e-3, 5e-3, 1e-2, 2e-2, 5e-2)
 """Fractions by which the least period in real numbers is stretched until whole ones suffice."""
 
-ENOUGH = 2e-3
+ENOUGH = 3e-3
 """A plan this close to the bound is not worth rounding again."""
 
 
