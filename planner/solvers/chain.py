@@ -48,12 +48,15 @@ class ChainSolver:
     def __init__(self) -> None:
         self._kept: tuple[CostModel, ChainTables] | None = None
 
-    def tables(self, problem: PlanningProblem, cost: CostModel) -> ChainTables:
-        """The tables of a problem, those of the last one kept."""
-        if self._kept is None or self._kept[0] is not cost:
-            found = find_options(problem, cost.figures)
-            self._kept = cost, ChainTables(problem, cost.figures, found)
-        return self._kept[1]
+    def tables(
+        self, problem: PlanningProblem, cost: CostModel, found: OptionSet | None = None
+    ) -> ChainTables:
+        """The tables of a problem and its options, those of the last ones kept."""
+        found = found or find_options(problem, cost.figures)
+        kept = self._kept
+        if kept is None or kept[0] is not cost or kept[1].found != found:
+            self._kept = kept = cost, ChainTables(problem, cost.figures, found)
+        return kept[1]
 
     def rejects(self, problem: PlanningProblem) -> str | None:
         """Why this solver cannot take ``problem``, or None."""
