@@ -90,7 +90,7 @@ class ChainSolver:
                 _least_period(tables, decode, limits, progress)
             else:
                 LatencySearch(tables).run(decode, limits, progress)
-        return _result(problem, space, progress, limits)
+        return _result(problem, space, progress)
 
 
 class _Decoder:
@@ -184,12 +184,10 @@ def _nothing(space: str) -> SolverResult:
     )
 
 
-def _result(
-    problem: PlanningProblem, space: str, progress: Progress, limits: SolveLimits
-) -> SolverResult:
+def _result(problem: PlanningProblem, space: str, progress: Progress) -> SolverResult:
     proved = problem.graph.is_chain
     if progress.assignment is None:
-        whole = progress.bound_s == float("inf") and limits.cutoff_s is None and proved
+        whole = progress.bound_s == float("inf") and proved
         return SolverResult(
             status=SolveStatus.INFEASIBLE if whole else SolveStatus.UNKNOWN,
             assignment=None,

@@ -127,7 +127,8 @@ class PeriodValues:
         survey = self._search.survey(self._most * trial, limits, progress)
         can = np.zeros(len(self._below), dtype=np.bool_)
         can[list(survey.ends)] = True
-        self._below = np.where(can, self._below, np.maximum(self._below, trial))
+        impossible = np.inf if trial == ENDLESS_S else trial
+        self._below = np.where(can, self._below, np.maximum(self._below, impossible))
         for found in survey.ends:
             if self._known[found] > trial:
                 steps = survey.steps(found)

@@ -25,6 +25,7 @@ import numpy as np
 
 from planner.bounds import WorkBound, latency_bound_s
 from planner.cost import CostModel
+from planner.memory import empty_root_memory
 from planner.options import find_options, place
 from planner.problem import PlanningProblem
 from planner.request import Objective
@@ -81,6 +82,16 @@ class PipelinesSolver:
         self, problem: PlanningProblem, *, cost: CostModel, limits: SolveLimits
     ) -> SolverResult:
         """The best division of devices and items, and a bound for those in ``space``."""
+        memory = empty_root_memory(cost.figures)
+        if memory.total_bytes > memory.capacity_bytes:
+            return SolverResult(
+                status=SolveStatus.INFEASIBLE,
+                assignment=None,
+                objective_s=None,
+                bound_s=None,
+                space=SIDE_BY_SIDE,
+                candidates=0,
+            )
         pairs = num_pairs([len(members) for members in problem.classes])
         if pairs > MAX_PAIRS or self.lines.too_large(problem):
             return DealtPipelines().solve(problem, cost=cost, limits=limits)
