@@ -20,8 +20,8 @@ class Objective(StrEnum):
 class Split(StrEnum):
     """Ways to divide the work that the planner may use.
 
-    Between ``layers`` (stages of a pipeline), a stage's ``batch`` over several devices, the items of
-    a batch over whole ``pipelines`` side by side.
+    Between ``layers`` (stages of a pipeline), a stage's ``batch`` over several devices, the items
+    of a batch over whole ``pipelines`` side by side.
     """
 
     LAYERS = "layers"

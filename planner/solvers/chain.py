@@ -48,12 +48,15 @@ class ChainSolver:
     def __init__(self) -> None:
         self._kept: tuple[CostModel, ChainTables] | None = None
 
-    def tables(self, problem: PlanningProblem, cost: CostModel) -> ChainTables:
-        """The tables of a problem, those of the last one kept."""
-        if self._kept is None or self._kept[0] is not cost:
-            found = find_options(problem, cost.figures)
-            self._kept = cost, ChainTables(problem, cost.figures, found)
-        return self._kept[1]
+    def tables(
+        self, problem: PlanningProblem, cost: CostModel, found: OptionSet | None = None
+    ) -> ChainTables:
+        """The tables of a problem and its options, those of the last ones kept."""
+        found = found or find_options(problem, cost.figures)
+        kept = self._kept
+        if kept is None or kept[0] is not cost or kept[1].found != found:
+            self._kept = kept = cost, ChainTables(problem, cost.figures, found)
+        return kept[1]
 
     def rejects(self, problem: PlanningProblem) -> str | None:
         """Why this solver cannot take ``problem``, or None."""
@@ -87,7 +90,7 @@ class ChainSolver:
                 _least_period(tables, decode, limits, progress)
             else:
                 LatencySearch(tables).run(decode, limits, progress)
-        return _result(problem, space, progress, limits)
+        return _result(problem, space, progress)
 
 
 class _Decoder:
@@ -181,12 +184,10 @@ def _nothing(space: str) -> SolverResult:
     )
 
 
-def _result(
-    problem: PlanningProblem, space: str, progress: Progress, limits: SolveLimits
-) -> SolverResult:
+def _result(problem: PlanningProblem, space: str, progress: Progress) -> SolverResult:
     proved = problem.graph.is_chain
     if progress.assignment is None:
-        whole = progress.bound_s == float("inf") and limits.cutoff_s is None and proved
+        whole = progress.bound_s == float("inf") and proved
         return SolverResult(
             status=SolveStatus.INFEASIBLE if whole else SolveStatus.UNKNOWN,
             assignment=None,

@@ -23,7 +23,6 @@ import numpy as np
 
 from planner.solvers.base import SolveLimits
 from planner.solvers.chain_segments import Floats, Integers
-from planner.solvers.chain_states import States
 from planner.solvers.chain_tables import ChainTables, Progress, Step
 
 
@@ -41,7 +40,6 @@ class _Trial:
     """The arrays of one trial period: what may follow what, and how late it may be."""
 
     period_s: float
-    states: States
     within: Floats  # what a stage may be loaded with, so that sending ends in time
     receive: Floats  # what receiving costs the stage behind; infinite if the wire is too slow
     windows: Integers
@@ -89,7 +87,7 @@ class PeriodSearch:
             TimeoutError: the deadline has passed.
         """
         states = self.tables.states
-        final, trial = states.final, self._trial(period_s, states)
+        final, trial = states.final, self._trial(period_s)
         first = [(load, end) for load, end in self._single(trial) if final[end.state]]
         if first:
             return self._trace(min(first, key=lambda x: x[0])[1], trial)
@@ -101,18 +99,14 @@ class PeriodSearch:
                 return self._trace(min(found, key=lambda x: x[0])[1], trial)
         return None
 
-    def survey(
-        self, period_s: float, states: States, limits: SolveLimits, progress: Progress
-    ) -> PeriodSurvey:
+    def survey(self, period_s: float, limits: SolveLimits, progress: Progress) -> PeriodSurvey:
         """Which groups of devices can keep within ``period_s``, whatever devices are required.
-
-        ``states`` are those of the tables, or of a part of their devices.
 
         Raises:
             TimeoutError: the deadline has passed.
         """
-        num_counts = states.num_counts
-        trial = self._trial(period_s, states)
+        states = self.tables.states
+        num_counts, trial = states.num_counts, self._trial(period_s)
         ends: dict[int, tuple[float, _End]] = {}
 
         def note(found: Iterable[tuple[float, _End]]) -> None:
@@ -152,24 +146,17 @@ class PeriodSearch:
             busy.append(load)
         return float(max(busy))
 
-    def _trial(self, period_s: float, states: States) -> _Trial:
+    def _trial(self, period_s: float) -> _Trial:
         tables, hops = self.tables, self.tables.hops
-        within, receive = np.empty(hops.wire_out.shape), np.empty(hops.wire_in.shape)
-        pairs = np.ix_(states.options, states.options)
-        within[pairs] = np.where(
-            hops.wire_out[pairs] <= period_s, period_s - self._send[pairs], -np.inf
-        )
-        receive[pairs] = np.where(hops.wire_in[pairs] <= period_s, self._receive[pairs], np.inf)
         trial = _Trial(
             period_s=period_s,
-            states=states,
-            within=within,
-            receive=receive,
+            within=np.where(hops.wire_out <= period_s, period_s - self._send, -np.inf),
+            receive=np.where(hops.wire_in <= period_s, self._receive, np.inf),
             windows=tables.windows(self._reach, period_s),
             ending=np.where(self._last_wire <= period_s, self._ending, np.inf),
         )
-        self._table[[s for level in states.levels for s in level]] = np.inf
-        self._start(trial)
+        self._table.fill(np.inf)
+        self._start(period_s)
         return trial
 
     def _level(
@@ -177,7 +164,7 @@ class PeriodSearch:
     ) -> Iterator[tuple[float, _End]]:
         """Put one more stage behind each state of ``level``; the last stages that end in time,
         with their loads."""
-        tables, states = self.tables, trial.states
+        tables, states = self.tables, self.tables.states
         rows: dict[int, list[tuple[int, Floats]]] = {}
         for used in level:
             lasts, nexts = states.lasts[used], states.nexts[used]
@@ -199,13 +186,12 @@ class PeriodSearch:
             )
             yield from self._close(n, before, stacked, trial)
 
-    def _start(self, trial: _Trial) -> None:
+    def _start(self, period_s: float) -> None:
         """First stages."""
         tables = self.tables
         sets = tables.crossing.input_set[0]
-        for n in trial.states.options:
-            code = tables.states.code[n]
-            fits = tables.hops.first_wire[n][sets] <= trial.period_s
+        for n, code in enumerate(tables.states.code):
+            fits = tables.hops.first_wire[n][sets] <= period_s
             load = np.where(fits, self._first[n][sets] + self._compute[n, 0], np.inf)
             for o in range(tables.num_output_sets):
                 mine = tables.crossing.output_set[0] == o
@@ -220,8 +206,7 @@ class PeriodSearch:
             self._first[:, whole] + trial.ending[:, 0],
             np.inf,
         )
-        options = trial.states.options
-        for n in options[loads[options] <= trial.period_s]:
+        for n in np.flatnonzero(loads <= trial.period_s):
             yield float(loads[n]), _End(tables.states.code[n], int(n), 0)
 
     def _arriving(self, loads: Floats, within: Floats, receive: Floats) -> Floats:

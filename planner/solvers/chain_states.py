@@ -8,7 +8,7 @@ devices alone.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from math import prod
 
@@ -19,47 +19,23 @@ from planner.options import Option
 from planner.problem import PlanningProblem
 
 
-Digits = NDArray[np.int64]
-
-
 @dataclass(frozen=True)
 class States:
     """All states by number of devices used, and what may come next in each.
 
     ``levels[t]`` are the states with ``t`` devices; ``code[n]`` is what option ``n`` adds;
     ``lasts[s]`` the options that the last stage of ``s`` may have; ``nexts[s]`` those that the
-    next one may have; ``final[s]`` says whether a plan may end there. ``options`` are those that
-    the states can have. ``s // num_counts`` is the group of devices that ``s`` uses.
+    next one may have; ``final[s]`` says whether a plan may end there.
+    ``s // num_counts`` is the group of devices that ``s`` uses.
     """
 
     levels: tuple[tuple[int, ...], ...]
     code: tuple[int, ...]
-    lasts: Mapping[int, Digits]
-    nexts: Mapping[int, Digits]
+    lasts: Mapping[int, NDArray[np.int64]]
+    nexts: Mapping[int, NDArray[np.int64]]
     final: Mapping[int, bool]
-    options: Digits
     size: int
     num_counts: int
-    used: Mapping[int, Digits]  # digits of each state
-    taken: Digits  # digits of each option
-
-    def within(self, devices: Digits) -> States:
-        """The states that use no more devices of each class than ``devices``."""
-        num_classes = len(devices)
-        limit = np.full(self.taken.shape[1], self.num_counts - 1)
-        limit[:num_classes] = devices
-        levels = [
-            tuple(s for s in level if (self.used[s] <= limit).all())
-            for level in self.levels[: int(devices.sum()) + 1]
-        ]
-        nexts = {
-            s: n[(self.taken[n] + self.used[s] <= limit).all(axis=1)]
-            for level in levels
-            for s in level
-            for n in (self.nexts[s],)
-        }
-        inside = np.flatnonzero((self.taken <= limit).all(axis=1))
-        return replace(self, levels=tuple(levels), nexts=nexts, options=inside)
 
 
 def enumerate_states(problem: PlanningProblem, options: Sequence[Option]) -> States:
@@ -77,14 +53,13 @@ def enumerate_states(problem: PlanningProblem, options: Sequence[Option]) -> Sta
     ]
     taken = np.array(counts, dtype=np.int64).reshape(len(options), len(sizes))
     levels: list[list[int]] = [[] for _ in range(sum(sizes[:num_classes]) + 1)]
-    lasts, nexts, final, digits = {}, {}, {}, {}
+    lasts, nexts, final = {}, {}, {}
     for used in product(*(range(n + 1) for n in sizes)):
         state = sum(n * w for n, w in zip(used, weight, strict=True))
         here = np.array(used)
         levels[sum(used[:num_classes])].append(state)
         lasts[state] = np.flatnonzero((taken <= here).all(axis=1))
         nexts[state] = np.flatnonzero((taken + here <= np.array(sizes)).all(axis=1))
-        digits[state] = here
         final[state] = all(n >= m for n, m in zip(used, least, strict=False))
     return States(
         levels=tuple(tuple(level) for level in levels),
@@ -92,9 +67,6 @@ def enumerate_states(problem: PlanningProblem, options: Sequence[Option]) -> Sta
         lasts=lasts,
         nexts=nexts,
         final=final,
-        options=np.arange(len(options)),
         size=prod(n + 1 for n in sizes),
         num_counts=prod(n + 1 for n in sizes[num_classes:]),
-        used=digits,
-        taken=taken,
     )

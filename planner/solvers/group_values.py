@@ -27,6 +27,9 @@ from planner.solvers.chain_period import PeriodSearch
 from planner.solvers.chain_segments import Floats, Integers
 from planner.solvers.chain_tables import ChainTables, Progress, Step
 
+ENDLESS_S = 1e300
+"""A time that any plan keeps: finite, to tell it from what cannot be."""
+
 PROOF = 1e-12
 """A plan better by less than this fraction is not better: rounding."""
 
@@ -115,13 +118,17 @@ class PeriodValues:
         group, count = parts[0]
         low = float(self._below[group])
         high = min(float(self._known[group]) * (1 - PROOF), useful_s / count)
-        # Halve while the interval is wide; then ask for the proof at once, every other time.
-        self._ask = not self._ask and high - low < WIDE * high
-        trial = high if self._ask else _between(low, high)
+        if high == np.inf:
+            trial = ENDLESS_S
+        else:
+            # Halve while the interval is wide; then ask for the proof at once, every other time.
+            self._ask = not self._ask and high - low < WIDE * high
+            trial = high if self._ask else _between(low, high)
         survey = self._search.survey(self._most * trial, limits, progress)
         can = np.zeros(len(self._below), dtype=np.bool_)
         can[list(survey.ends)] = True
-        self._below = np.where(can, self._below, np.maximum(self._below, trial))
+        impossible = np.inf if trial == ENDLESS_S else trial
+        self._below = np.where(can, self._below, np.maximum(self._below, impossible))
         for found in survey.ends:
             if self._known[found] > trial:
                 steps = survey.steps(found)
@@ -162,7 +169,6 @@ class LatencyValues:
         self._below = least_s  # no pipeline has a busiest server less busy than its work
         self._plans: dict[int, list[_Plan]] = {}
         self._trials = [_Trial(float("inf"), np.maximum(least_s, path_s))]
-        self._begun = False
         self._ask = False
 
     @cached_property
@@ -203,23 +209,24 @@ class LatencyValues:
         self, parts: Sequence[Part], useful_s: float, limits: SolveLimits, progress: Progress
     ) -> None:
         """See :class:`GroupValues`."""
-        limit_s = self._next_limit_s(parts[0], useful_s) if self._begun else float("inf")
+        limit_s = self._next_limit_s(parts[0], useful_s)
         survey = self._search.survey(limit_s, limits, progress)
-        self._begun = True
         sums = np.full(len(self._below), np.inf)
         for group, end in survey.ends.items():
             sums[group] = end.sum_s
-        kept = [trial for trial in self._trials if trial.limit_s != limit_s]
-        trials = sorted([*kept, _Trial(limit_s, sums)], key=lambda trial: -trial.limit_s)
-        # A lower limit never allows a smaller sum.
+        trials = sorted([*self._trials, _Trial(limit_s, sums)], key=lambda t: -t.limit_s)
+        # A lower limit never allows a smaller sum; one limit may have been tried before.
         self._trials = []
         for trial in trials:
-            before = self._trials[-1].sums_s if self._trials else trial.sums_s
-            self._trials.append(_Trial(trial.limit_s, np.maximum(trial.sums_s, before)))
-        wanted = {group for group, _ in parts}
-        for group in survey.ends:
-            if group in wanted or len(survey.ends) <= MAX_TRACED:
-                self._plans.setdefault(group, []).append(_Plan(*survey.path(group)))
+            if self._trials:
+                trial = _Trial(trial.limit_s, np.maximum(trial.sums_s, self._trials[-1].sums_s))
+                if trial.limit_s == self._trials[-1].limit_s:
+                    self._trials.pop()
+            self._trials.append(trial)
+        wanted = {part[0] for part in parts}
+        for found in survey.ends:
+            if found in wanted or len(survey.ends) <= MAX_TRACED:
+                self._plans.setdefault(found, []).append(_Plan(*survey.path(found)))
 
     def _next_limit_s(self, part: Part, useful_s: float) -> float:
         """A limit that tells more about the plans for which the bound of ``part`` is least."""

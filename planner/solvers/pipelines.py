@@ -25,6 +25,7 @@ import numpy as np
 
 from planner.bounds import WorkBound, latency_bound_s
 from planner.cost import CostModel
+from planner.memory import empty_root_memory
 from planner.options import find_options, place
 from planner.problem import PlanningProblem
 from planner.request import Objective
@@ -40,11 +41,20 @@ from planner.solvers.chain import ChainSolver
 from planner.solvers.chain_segments import Integers
 from planner.solvers.chain_tables import Progress, Step
 from planner.solvers.dealt import SIDE_BY_SIDE, DealtPipelines
-from planner.solvers.group_values import PROOF, GroupValues, LatencyValues, Part, PeriodValues
+from planner.solvers.group_values import (
+    PROOF,
+    GroupValues,
+    LatencyValues,
+    Part,
+    PeriodValues,
+)
 from planner.solvers.partitions import MAX_PAIRS, Partitions, num_pairs, share_items
 
 MAX_TRIALS = 120
 """Trials of one solve; a bound is left if they do not suffice."""
+
+MAX_WORK = 1.5e8
+"""As ``options.MAX_WORK``, for one trial: there are more of them than for one pipeline."""
 
 MAX_DIVISIONS = 60
 """Better and better divisions that one look at the bounds may take."""
@@ -72,6 +82,16 @@ class PipelinesSolver:
         self, problem: PlanningProblem, *, cost: CostModel, limits: SolveLimits
     ) -> SolverResult:
         """The best division of devices and items, and a bound for those in ``space``."""
+        memory = empty_root_memory(cost.figures)
+        if memory.total_bytes > memory.capacity_bytes:
+            return SolverResult(
+                status=SolveStatus.INFEASIBLE,
+                assignment=None,
+                objective_s=None,
+                bound_s=None,
+                space=SIDE_BY_SIDE,
+                candidates=0,
+            )
         pairs = num_pairs([len(members) for members in problem.classes])
         if pairs > MAX_PAIRS or self.lines.too_large(problem):
             return DealtPipelines().solve(problem, cost=cost, limits=limits)
@@ -104,6 +124,7 @@ class _Search:
         most = problem.batch if any(least) else problem.num_microbatches
         sizes = [len(members) for members in problem.classes]
         self.partitions = Partitions(sizes, least, most)
+        self.found = find_options(problem, cost.figures, max_work=MAX_WORK)
 
     def run(self) -> SolverResult:
         """Look closer at the groups of the best division until nothing better is left."""
@@ -131,7 +152,7 @@ class _Search:
         problem, figures = self.problem, self.cost.figures
         least_s = problem.microbatch * WorkBound(problem, figures).item_s(self.partitions.counts)
         least_s[0] = np.inf  # no devices
-        tables = partial(self.lines.tables, problem, self.cost)
+        tables = partial(self.lines.tables, problem, self.cost, self.found)
         if problem.request.objective is Objective.THROUGHPUT:
             return PeriodValues(tables, least_s, problem.num_microbatches)
         path_s = latency_bound_s(problem, figures)
@@ -147,7 +168,9 @@ class _Search:
             groups = self.partitions.best(capacity(within), self.problem.num_microbatches)
             if groups is None:
                 return best
-            counts = _shared(self.problem.num_microbatches, groups, capacity, within)
+            total = self.problem.num_microbatches
+            enough = min(within, max(seconds((group, total)) for group in groups))
+            counts = _shared(total, groups, capacity, enough)
             parts = list(zip(groups, counts, strict=True))
             best = _Division(max(seconds(part) for part in parts), parts)
             # What was proved before holds: nothing below it needs to be looked for.
@@ -160,7 +183,8 @@ class _Search:
         """Price the plan of a division whose groups have plans; keep it if it is the best."""
         parts = sorted(division.parts, key=lambda part: (-part[1], -part[0]))
         steps = [values.steps(part) for part in parts]
-        assignment = self._assignment(steps, share_items(self.problem, [count for _, count in parts]))
+        items = share_items(self.problem, [count for _, count in parts])
+        assignment = self._assignment(steps, items)
         price = self.cost.evaluate(assignment)
         objective_s = price.objective_s(self.problem.request.objective)
         if price.fits and objective_s < self.ceiling_s:
@@ -168,7 +192,7 @@ class _Search:
 
     def _assignment(self, lines: Sequence[Sequence[Step]], items: Sequence[int]) -> Assignment:
         """Stages on devices for the steps of each pipeline."""
-        options = self.lines.tables(self.problem, self.cost).options
+        options = self.found.options
         devices = iter(
             place(self.problem, [options[step.option] for steps in lines for step in steps])
         )
@@ -187,11 +211,10 @@ class _Search:
         return Assignment(pipelines=tuple(pipelines))
 
     def _result(self) -> SolverResult:
-        found = find_options(self.problem, self.cost.figures)
         order = "" if self.problem.graph.is_chain else " in the captured order"
         space = (
             f"{SIDE_BY_SIDE}, each a line of consecutive runs of layers{order}, "
-            f"{found.describe(self.problem)}; a tensor that skips a stage is passed on by it"
+            f"{self.found.describe(self.problem)}; a tensor that skips a stage is passed on by it"
         )
         if self.best is None:
             nothing = self.bound_s == math.inf
