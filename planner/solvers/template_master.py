@@ -30,7 +30,7 @@ PROOF = 1e-9
 """Fraction by which a bound must be missed: more than sums can be off by rounding."""
 
 CLOSE = 2e-4
-"""Fraction to which the worth of templates is settled at one period."""
+"""Fraction to which the worth of templates is settled at one period, unless more is needed."""
 
 SETTLED = 1e-3
 """Fraction to which the least period is settled."""
@@ -102,7 +102,8 @@ class Columns:
         """
         trial = Trial(period_s, 0.0, math.inf)
         if not self.templates:
-            self._offers(period_s, self._plain_prices())
+            self._offers(period_s, self._plain_prices(), CLOSE)
+        close = CLOSE
         for _ in range(MAX_ROUNDS):
             relaxed = self.master.relax(self.values(period_s))
             trial.reached, trial.counts = relaxed.value, relaxed.counts
@@ -110,14 +111,16 @@ class Columns:
                 return trial
             if self.limits.expired:
                 raise TimeoutError
-            ratio, new = self._offers(period_s, relaxed.prices)
+            ratio, new = self._offers(period_s, relaxed.prices, close)
             trial.at_most = min(trial.at_most, ratio * self.supply.worth(relaxed.prices))
-            if trial.at_most < self.wanted * (1 - PROOF) or not new:
+            if trial.at_most < self.wanted * (1 - PROOF) or (not new and close == 0.0):
                 return trial
+            if not new:
+                close = 0.0  # what is left is a matter of how closely it is looked at
         return trial
 
-    def _offers(self, period_s: float, prices: Floats) -> tuple[float, int]:
-        """The most that any template is worth for its price, to ``CLOSE``; how many were new."""
+    def _offers(self, period_s: float, prices: Floats, close: float) -> tuple[float, int]:
+        """The most that any template is worth for its price, to ``close``; how many were new."""
         best, new = 0.0, 0
         most = min(self.wanted, worth(self.pricing.least_s, period_s, self.wanted))
         open_ranges: list[_Range] = []
@@ -126,19 +129,20 @@ class Columns:
         firsts = sorted({n for n in (1, 2, *(2**i + 1 for i in range(1, 62))) if n <= most})
         asked = list(zip(firsts, [*(n - 1 for n in firsts[1:]), most], strict=True))
         while asked:
-            found = self.pricing.cheapest(prices, [period_s / first for first, _ in asked])
+            found = self.pricing.cheapest(
+                prices,
+                [period_s / first for first, _ in asked],
+                below=[first / (1 + PROOF) for first, _ in asked],
+            )
             self.priced += len(asked)
             for (first, last), (price, template) in zip(asked, found, strict=True):
-                if template is None:
-                    continue
-                value = worth(template.period_s, period_s, self.wanted)
-                gain = value / price if price > 0 else math.inf
-                best = max(best, gain)
-                if gain > 1 + PROOF:
+                best = max(best, first / price if price > 0 else math.inf)
+                if template is not None:
                     new += self.add(template)
-                open_ranges.append(_Range(first, last, price))
+                if price < math.inf:
+                    open_ranges.append(_Range(first, last, price))
             # Far from the optimum, coarse answers move the prices as well as fine ones.
-            useful = max(best, 1.0) * (1 + max(CLOSE, min(0.02, (best - 1) / 8)))
+            useful = max(best, 1.0) * (1 + max(close, min(0.02, (best - 1) / 8)))
             split = sorted(
                 (r for r in open_ranges if r.first < r.last and r.most > useful),
                 key=lambda r: -r.most,
@@ -201,7 +205,7 @@ def settle(
             else:
                 low = trial.period_s
                 if trial.at_most < columns.wanted * (1 - PROOF):
-                    proved = max(proved, trial.period_s)
+                    proved = max(proved, trial.period_s * (1 - PROOF))
                 if low >= useful_s:
                     break
             if kept is not None:

@@ -90,8 +90,12 @@ class Pricing:
         self.tables = tables
         self.most = max(1, *tables.runs)
         self.least_s = tables.least_s()
+        self._outside = {(hop.source, hop.target): hop for hop in tables.outside}
         num = tables.num_kinds
         self.outside = _Ways(sorted(tables.outside, key=lambda hop: (hop.target, hop.enters)))
+        self.into: dict[tuple[int, int], list[Hop]] = {}
+        for hop in self.outside.hops:
+            self.into.setdefault((hop.target, hop.enters), []).append(hop)
         self.inside = _Ways([hop for hop in tables.inside if hop is not None])
         self.endless = np.array([tables.runs[hop.source] == 0 for hop in self.inside.hops], bool)
         self._reach = [
@@ -105,14 +109,19 @@ class Pricing:
             [np.inf, *(least[np.arange(size - n), np.arange(n, size)].min() for n in range(1, size))]
         )
 
-    def cheapest(self, prices: Floats, times: Sequence[float]) -> list[tuple[float, Template | None]]:
-        """For each time the least price, and a template of that price (None: there is none)."""
+    def cheapest(
+        self, prices: Floats, times: Sequence[float], *, below: Sequence[float]
+    ) -> list[tuple[float, Template | None]]:
+        """For each time the least price (infinite: there is no template within it), and a template
+        of that price if it is ``below`` what is asked."""
         order = np.argsort(times)
         found: dict[int, tuple[float, Template | None]] = {}
         for first in range(0, len(times), AT_ONCE):
             some = order[first : first + AT_ONCE]
-            results = _Run(self, prices, np.array(times)[some]).results()
-            found.update(zip(map(int, some), results, strict=True))
+            run = _Run(self, prices, np.array(times)[some])
+            for at, i in enumerate(map(int, some)):
+                price = run.price(at)
+                found[i] = price, run.template(at) if price < below[i] else None
         return [found[i] for i in range(len(times))]
 
     def window(self, time_s: float) -> int:
@@ -122,14 +131,13 @@ class Pricing:
     def period_s(self, stages: Sequence[TemplateStage]) -> float:
         """Time between microbatches of these stages."""
         tables = self.tables
-        outside = {(hop.source, hop.target): hop for hop in tables.outside}
         most, entered = 0.0, 0.0
         for at, stage in enumerate(stages):
             t, j, e = stage.kind, stage.start, stage.end
             left = 0.0
             if at + 1 < len(stages):
                 after = stages[at + 1]
-                hop = outside[t, after.kind] if after.begins else tables.inside[t]
+                hop = self._outside[t, after.kind] if after.begins else tables.inside[t]
                 assert hop is not None
                 left = float(tables.send[t, hop.leaves, e])
                 most = max(most, float(tables.moving[hop.path, e]))
@@ -192,15 +200,11 @@ class _Run:
             here[:, ~endless, :-1] = np.minimum(here[:, ~endless, :-1], arrived[:, ~endless, 1:])
             arriving[:, kind, inside.enters] = here
 
-    def results(self) -> list[tuple[float, Template | None]]:
-        """Least price and template by time."""
-        values = self.e[:, :, 0, :, -1].min(axis=(1, 2))
-        return [
-            (float(value), self._trace(i) if np.isfinite(value) else None)
-            for i, value in enumerate(values)
-        ]
+    def price(self, i: int) -> float:
+        """The least price within a time."""
+        return float(self.e[i, :, 0, :, -1].min())
 
-    def _trace(self, i: int) -> Template:
+    def template(self, i: int) -> Template:
         """The template behind the least price, by repeating each step's minimum backwards."""
         tables, cut = self.tables, self.tables.num_layers
         t, r = np.unravel_index(int(self.e[i, :, 0, :, cut].argmin()), self.e.shape[1:4:2])
@@ -244,9 +248,7 @@ class _Run:
                 self.e[i, t, inside.leaves, before, cut] + extra == value
             ):
                 return False, (t, inside.leaves, before)
-        for hop in tables.outside:
-            if (hop.target, hop.enters) != (t, x):
-                continue
+        for hop in self.pricing.into.get((t, x), ()):
             if tables.moving[hop.path, cut] > self.times[i]:
                 continue
             left = self.e[i, hop.source, hop.leaves, :, cut]
