@@ -76,6 +76,8 @@ def split_rivals(chosen: Chosen, resolve: Resolve) -> list[Rival]:
     problem = chosen.problem
     if set(problem.request.splits) != {Split.LAYERS, Split.BATCH} or not problem.batch_splits:
         return []
+    if len(problem.devices) > MAX_DEVICES:
+        return []
     stages = chosen.assignment.stages
     rivals = []
     for split, name, same in (

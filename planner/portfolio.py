@@ -23,6 +23,10 @@ from planner.solvers.base import (
 from planner.solvers.chain import ChainSolver
 from planner.solvers.pipelines import PipelinesSolver
 from planner.solvers.slots import Slots
+from planner.solvers.templates import TemplateSolver
+
+MANY_DEVICES = 128
+"""Of more devices, kinds are planned for, not devices, where that is possible."""
 
 SIDE_FRACTION = 0.3
 """The part of the time that is left for pipelines side by side."""
@@ -35,8 +39,15 @@ def solve(
 
     Otherwise one pipeline and several side by side are searched. What takes less time comes first,
     so that its plan cuts the other search short: one line of stages for the time between batches,
-    several for the time of one.
+    several for the time of one. With very many devices, templates of pipelines answer for both.
     """
+    templates = TemplateSolver()
+    if name is None and len(problem.devices) > MANY_DEVICES and templates.rejects(problem) is None:
+        result = templates.solve(problem, cost=cost, limits=limits)
+        if result.assignment is not None or result.status is SolveStatus.INFEASIBLE:
+            return templates.name, result
+        if limits.cutoff_s is not None or limits.expired:
+            return templates.name, result
     solver = choose_solver(problem, name=name)
     if name is not None:
         return solver.name, solver.solve(problem, cost=cost, limits=limits)

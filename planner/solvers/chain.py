@@ -7,8 +7,8 @@ that relay what passes through; on a branching model it is a part, and nothing i
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
-from math import prod
 from typing import ClassVar
 
 from planner.bounds import period_bound_s
@@ -66,12 +66,12 @@ class ChainSolver:
 
     def too_large(self, problem: PlanningProblem) -> str | None:
         """Why the devices are too many to enumerate, or None."""
-        states = prod(len(members) + 1 for members in problem.classes)
+        states = math.prod(len(members) + 1 for members in problem.classes)
         entries = states * len(problem.classes) * problem.num_layers
         if entries > MAX_ENTRIES:
             return (
-                f"{states} sets of devices times {problem.num_layers} layers are too many "
-                f"({entries:.1e} entries; at most {MAX_ENTRIES:.1e})"
+                f"{_size(states)} sets of devices times {problem.num_layers} layers are too many "
+                f"({_size(entries)} entries; at most {_size(MAX_ENTRIES)})"
             )
         return None
 
@@ -164,6 +164,13 @@ def _least_period(
         middle = (low * high) ** 0.5 if low > 0 else high / 2
         asked = true and not asked and high - low < 0.02 * high
         trial = high if asked or not low < middle < high else middle
+
+
+def _size(count: int) -> str:
+    """A count that may have thousands of digits."""
+    if count < 10**6:
+        return str(count)
+    return f"10^{math.log10(count):.1f}"
 
 
 def _space(problem: PlanningProblem, options: OptionSet) -> str:

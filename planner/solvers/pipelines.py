@@ -48,6 +48,7 @@ from planner.solvers.group_values import (
     Part,
     PeriodValues,
 )
+from planner.solvers.templates import TemplateSolver
 from planner.solvers.partitions import MAX_PAIRS, Partitions, num_pairs, share_items
 
 MAX_TRIALS = 120
@@ -94,6 +95,11 @@ class PipelinesSolver:
             )
         pairs = num_pairs([len(members) for members in problem.classes])
         if pairs > MAX_PAIRS or self.lines.too_large(problem):
+            templates = TemplateSolver()
+            if templates.rejects(problem) is None:
+                result = templates.solve(problem, cost=cost, limits=limits)
+                if result.assignment is not None or limits.expired:
+                    return result
             return DealtPipelines().solve(problem, cost=cost, limits=limits)
         return _Search(problem, cost, limits, self.lines).run()
 

@@ -9,9 +9,12 @@ plan that is best by the cost model.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
 from typing import ClassVar
+
+import numpy as np
 
 from planner.bounds import objective_bound_s
 from planner.cost import CostModel
@@ -27,6 +30,7 @@ from planner.solvers.base import (
 )
 from planner.solvers.placing import Placing, shared
 from planner.solvers.template_master import Columns, Trial, settle
+from planner.solvers.template_pricing import Pricing
 from planner.solvers.template_tables import StageFigures
 
 MAX_KINDS = 48
@@ -34,6 +38,9 @@ MAX_KINDS = 48
 
 MAX_FIGURES = 3e8
 """Kinds times layers squared: bytes of tables, by about ten."""
+
+ENDLESS_S = 1e300
+"""A time between microbatches that any pipeline keeps."""
 
 SLACK = (2e-3, 5e-3, 1e-2, 2e-2, 5e-2)
 """Fractions by which the least period in real numbers is stretched until whole ones suffice."""
@@ -43,7 +50,7 @@ ENOUGH = 3e-3
 
 
 class TemplateSolver:
-    """Plans of two pipelines or more for many devices of few kinds, and a bound."""
+    """Plans of one pipeline or more for many devices of few kinds, and a bound."""
 
     name: ClassVar[str] = "templates"
 
@@ -80,13 +87,15 @@ class _Search:
         self.pools: Pools = find_pools(problem)
         self.figures = StageFigures(problem, cost.figures, self.pools)
         self.best: Assignment | None = None
-        self.ceiling_s = float("inf") if limits.cutoff_s is None else limits.cutoff_s
+        self.ceiling_s = math.inf if limits.cutoff_s is None else limits.cutoff_s
         self.bound_s = objective_bound_s(problem, cost.figures)
         self.priced = 0
 
     def run(self) -> SolverResult:
         """Bound and plan at best, then plans that keep at worst if these promise more."""
         if not self.figures.root_can_stay_empty:
+            return self._result(nothing=True)
+        if not self._possible():
             return self._result(nothing=True)
         begun = time.monotonic()
         part = replace(self.limits, deadline=begun + 0.5 * self.limits.remaining_s())
@@ -102,6 +111,13 @@ class _Search:
             if sound is not None and sound.period_s < self.ceiling_s:
                 self._round(safe[0], sound, self.limits)
         return self._result(nothing=False)
+
+    def _possible(self) -> bool:
+        """Whether there is any template at all, however slow."""
+        pricing = Pricing(self.figures.tables(self.pools.best))
+        ones = np.ones((len(self.pools.kinds), pricing.most))
+        ((price, _),) = pricing.cheapest(ones, [ENDLESS_S], below=[0.0])
+        return price < math.inf
 
     @property
     def _open(self) -> bool:
@@ -131,7 +147,7 @@ class _Search:
             placed = placing.place(columns.templates, counts, splits)
             assignment = shared(self.problem, placed)
             self.priced += len(placed)
-            if assignment is None or len(assignment.pipelines) < 2:
+            if assignment is None:
                 continue
             price = self.cost.evaluate(assignment)
             if price.fits and price.period_s < self.ceiling_s:
@@ -140,7 +156,7 @@ class _Search:
     def _result(self, *, nothing: bool) -> SolverResult:
         order = "" if self.problem.graph.is_chain else " in the captured order"
         space = (
-            "two or more pipelines side by side that share the microbatches of a batch, each a "
+            "one pipeline, or several side by side that share the microbatches of a batch, each a "
             f"line of consecutive runs of layers{order}, each run on one device "
             f"({len(self.pools.kinds)} kinds of device)"
         )
