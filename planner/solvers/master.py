@@ -28,10 +28,11 @@ from planner.solvers.chain_segments import Floats
 Piece = tuple[int, int]
 """A kind of device, and how many of them in one pool."""
 
-DETERMINISTIC_S = 2.0
+DETERMINISTIC_S = 0.15
 """Effort of one rounding, on CP-SAT's own clock: the same answer on every machine."""
 
-LEAST_PRICE = 1e-12
+ROOM = 3
+"""Copies of a template, more or fewer than in real numbers, that rounding may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +134,12 @@ class Master:
                 taken[t] = taken.get(t, 0) + s * count
             most = min(total.get(t, 0) // n for t, n in taken.items())
             most = min(most, wanted) if value > 0 else 0
-            column = model.new_int_var(0, most, "")
+            # Whole numbers lie near the real ones: a few copies more or less of each template.
+            whole = math.floor(near + 1e-6)
+            most = min(most, whole + ROOM)
+            column = model.new_int_var(min(most, max(0, whole - ROOM)), most, "")
             columns.append(column)
-            model.add_hint(column, min(most, math.floor(near + 1e-6)))
+            model.add_hint(column, min(most, whole))
             for piece, count in needs.items():
                 rows[piece].append((count, column))
         splits = {}
@@ -153,9 +157,11 @@ class Master:
         model.add(worth <= wanted)
         model.maximize(worth)
         solver = cp_model.CpSolver()
-        solver.parameters.num_workers = limits.workers
-        solver.parameters.random_seed = limits.seed
+        # Two strategies at least: local search finds in a moment what one alone does not. In turns,
+        # so that the answer does not depend on the machine.
+        solver.parameters.num_workers = max(2, limits.workers)
         solver.parameters.interleave_search = True
+        solver.parameters.random_seed = limits.seed
         solver.parameters.max_time_in_seconds = max(0.01, limits.remaining_s())
         solver.parameters.max_deterministic_time = DETERMINISTIC_S
         status = solver.solve(model)
