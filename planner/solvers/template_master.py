@@ -156,15 +156,13 @@ class Columns:
         return max([best, *(r.most for r in open_ranges)]), new
 
     def _plain_prices(self) -> Floats:
-        """Prices by speed, to begin with."""
-        own = self.tables.own
-        rows = np.arange(self.tables.num_layers)
+        """Prices by the most layers a second, to begin with."""
+        size = self.tables.num_layers + 1
+        lengths = np.arange(size)[None, :] - np.arange(size)[:, None]
         prices = np.full((self.tables.num_kinds, max(1, *self.supply.runs)), np.inf)
         for t, most in enumerate(self.supply.runs):
-            times = own[t, rows, rows + 1]
-            able = times[np.isfinite(times)]
-            speed = len(able) / max(float(able.sum()), 1e-300) if len(able) else 0.0
-            prices[t, :most] = speed * np.arange(1, most + 1)
+            speed = float((lengths / np.maximum(self.tables.own[t], 1e-300)).max())
+            prices[t, :most] = max(speed, 0.0) * np.arange(1, most + 1)
         return prices
 
 

@@ -22,6 +22,7 @@ from planner.figures import Figures
 from planner.options import Option
 from planner.pools import Path, Paths, Pools
 from planner.problem import PlanningProblem
+from planner.request import Split
 from planner.solvers.chain_segments import Floats, Integers, Segments
 
 MAX_RUN = 16
@@ -69,10 +70,13 @@ class TemplateTables:
         return self.own.shape[1] - 1
 
     def least_s(self) -> float:
-        """No pipeline takes less between microbatches: some stage holds the heaviest layer."""
-        rows = np.arange(self.num_layers)
-        loads = np.maximum(self.own, self.apart)[:, rows, rows + 1]
-        return float(loads.min(axis=0).max())
+        """No pipeline takes less between microbatches: some stage holds each layer."""
+        loads = np.maximum(self.own, self.apart).min(axis=0)
+        # Of the runs that begin at or before a layer and end behind it, the least.
+        loads = np.minimum.accumulate(loads, axis=0)
+        loads = np.minimum.accumulate(loads[:, ::-1], axis=1)[:, ::-1]
+        layers = np.arange(self.num_layers)
+        return float(loads[layers, layers + 1].max())
 
 
 class StageFigures:
@@ -86,6 +90,10 @@ class StageFigures:
         self.crossing = segments.crossing
         self.root_can_stay_empty = segments.root_can_stay_empty
         self.compute = np.stack([segments.compute_s(option) for option in options])
+        if Split.LAYERS not in problem.request.splits:
+            whole = self.compute[:, 0, -1].copy()
+            self.compute[:] = np.inf
+            self.compute[:, 0, -1] = whole
         self._sizes = [
             [figures.tensor_bytes(name, problem.microbatch) for name in self.crossing.at(cut)]
             for cut in range(problem.num_layers)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import suppress
 from dataclasses import replace
 from typing import ClassVar
 
@@ -29,7 +30,7 @@ from planner.solvers.base import (
     SolveStatus,
 )
 from planner.solvers.placing import Placing, shared
-from planner.solvers.template_master import Columns, Trial, settle
+from planner.solvers.template_master import PROOF, Columns, Trial, settle
 from planner.solvers.template_pricing import Pricing
 from planner.solvers.template_tables import StageFigures
 
@@ -110,6 +111,7 @@ class _Search:
             safe, sound = self._settle(self.pools.worst, self.limits)
             if sound is not None and sound.period_s < self.ceiling_s:
                 self._round(safe[0], sound, self.limits)
+        self._ask(columns[0])
         return self._result(nothing=False)
 
     def _possible(self) -> bool:
@@ -123,6 +125,15 @@ class _Search:
     def _open(self) -> bool:
         """Whether a better plan is worth looking for."""
         return self.ceiling_s > max(self.bound_s * (1 + ENOUGH), self.limits.goal_s)
+
+    def _ask(self, columns: Columns) -> None:
+        """Whether even real numbers of pipelines could do better than the best plan."""
+        if self.best is None or not self.problem.graph.is_chain:
+            return
+        with suppress(TimeoutError):
+            trial = columns.trial(self.ceiling_s * (1 - PROOF))
+            if trial.at_most < columns.wanted * (1 - PROOF):
+                self.bound_s = self.ceiling_s
 
     def _settle(
         self, paths: Paths, limits: SolveLimits
