@@ -154,11 +154,11 @@ def _paths(problem: PlanningProblem, kinds: tuple[Kind, ...], *, best: bool) -> 
 
 
 def _one_a_place(problem: PlanningProblem, kind: Kind) -> Iterator[str]:
-    """A device of each pool, and all that ``links`` name."""
+    """A device of each pool that ``links`` do not name, and all that they name."""
     named = {end for link in problem.cluster.links for end in (link.source, link.target)}
     for pool in kind.pools:
-        yield pool[0]
-        yield from (device for device in pool[1:] if device in named)
+        yield from [device for device in pool if device not in named][:1]
+        yield from (device for device in pool if device in named)
 
 
 def _seen(

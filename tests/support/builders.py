@@ -118,12 +118,13 @@ def make_profile(
     dispatch_s: float = 0.0,
 ) -> Profile:
     """``seconds[device][layer]`` is the time of one item; more items take proportionally longer.
+    Devices by their full name, or by the part behind the host.
 
     ``fixed_fraction`` of the one-item time does not grow with items.
     """
     timings = []
     for name in cluster.device:
-        per_layer = seconds[name.split("/")[1]]
+        per_layer = seconds[name if name in seconds else name.split("/")[1]]
         rows = {
             layer.twin: tuple(
                 Measurement(
