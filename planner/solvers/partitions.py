@@ -65,9 +65,12 @@ class Partitions:
         """The number of the group with so many devices of each class."""
         return int(np.array(counts) @ self._radix)
 
-    def best(self, capacity: Integers, least: int) -> list[int] | None:
+    def best(
+        self, capacity: Integers, least: int, *, most_groups: int | None = None
+    ) -> list[int] | None:
         """Two groups or more that take the most together, or None if that is below ``least``."""
-        shape = (self.most_groups + 1, self.num_groups)
+        number = min(self.most_groups, most_groups or self.most_groups)
+        shape = (number + 1, self.num_groups)
         most = np.full(shape, _NONE, dtype=np.int64)
         last = np.zeros(shape, dtype=np.int64)
         most[0, 0] = 0
