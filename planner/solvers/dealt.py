@@ -134,7 +134,7 @@ def _deals(problem: PlanningProblem) -> list[int]:
     weight = problem.graph.weight_bytes(range(problem.num_layers))
     most = min(len(problem.devices) // 2, problem.num_microbatches)
     number = min(most, room // weight) if weight else most
-    found = []
+    found: list[int] = []
     while number >= 2 and len(found) < MAX_DEALS:
         found.append(number)
         number //= 2
@@ -162,9 +162,7 @@ def _planned(problem: PlanningProblem, hand: Sequence[str], limits: SolveLimits)
     return _line(part, cost, found.assignment.pipelines[0])
 
 
-def _line(
-    problem: PlanningProblem, cost: CostModel, pipeline: PipelineAssignment
-) -> _Line | None:
+def _line(problem: PlanningProblem, cost: CostModel, pipeline: PipelineAssignment) -> _Line | None:
     """A pipeline with its times, or None if it does not fit."""
     times = []
     for count in (1, 2):

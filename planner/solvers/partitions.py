@@ -57,7 +57,7 @@ class Partitions:
         self.counts: Integers = np.indices([n + 1 for n in sizes]).reshape(len(sizes), -1).T
         self.num_groups = len(self.counts)
         self._radix = np.array([prod(n + 1 for n in sizes[c + 1 :]) for c in range(len(sizes))])
-        self._enough: Flags = (self.counts >= np.array(required)).all(axis=1)
+        self._enough: Flags = np.all(self.counts >= np.array(required), axis=1)
         self._exact = any(required)
         self._before: dict[int, Integers] = {}
 
