@@ -30,7 +30,7 @@ from planner.solvers.chain import ChainSolver
 from planner.solvers.greedy import GreedySolver
 from planner.solvers.partitions import share_items
 
-SIDE_BY_SIDE = "two or more pipelines side by side that share the microbatches of a batch"
+SIDE_BY_SIDE = "two or more pipelines that share the microbatches of a batch"
 """How a space of several pipelines begins."""
 
 MAX_DEALS = 5
@@ -80,7 +80,7 @@ class DealtPipelines:
             assignment=best,
             objective_s=None if best is None else ceiling_s,
             bound_s=bound_s,
-            space=f"{SIDE_BY_SIDE}, any of them (the bound leaves out transfers)",
+            space=f"{SIDE_BY_SIDE}; any of them (the bound leaves out transfers and memory)",
             candidates=priced,
         )
 

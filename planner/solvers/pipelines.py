@@ -38,7 +38,7 @@ from planner.solvers.base import (
     SolveStatus,
     StageAssignment,
 )
-from planner.solvers.chain import ChainSolver
+from planner.solvers.chain import ChainSolver, describe_lines
 from planner.solvers.chain_segments import Integers
 from planner.solvers.chain_tables import Progress, Step
 from planner.solvers.dealt import SIDE_BY_SIDE, DealtPipelines
@@ -241,11 +241,7 @@ class _Search:
         return Assignment(pipelines=tuple(pipelines))
 
     def _result(self) -> SolverResult:
-        order = "" if self.problem.graph.is_chain else " in the captured order"
-        space = (
-            f"{SIDE_BY_SIDE}, each a line of consecutive runs of layers{order}, "
-            f"{self.found.describe(self.problem)}; a tensor that skips a stage is passed on by it"
-        )
+        space = f"{SIDE_BY_SIDE}; {describe_lines(self.problem, self.found)}"
         if self.best is None:
             nothing = self.bound_s == math.inf
             return SolverResult(
