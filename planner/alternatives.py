@@ -71,24 +71,23 @@ def rule_rivals(models: Sequence[CostModel], chosen: Chosen) -> list[Rival]:
     return rivals
 
 
-def split_rivals(chosen: Chosen, resolve: Resolve) -> list[Rival]:
-    """The best plan with only layers split, and the best with only the batch split."""
+def split_rivals(models: Sequence[CostModel], chosen: Chosen, resolve: Resolve) -> list[Rival]:
+    """The best plans that may use fewer ways to split the work than the chosen one does."""
     problem = chosen.problem
-    if set(problem.request.splits) != {Split.LAYERS, Split.BATCH} or not problem.batch_splits:
-        return []
     if len(problem.devices) > MAX_DEVICES:
         return []
-    stages = chosen.assignment.stages
     rivals = []
-    for split, name, same in (
-        (Split.LAYERS, "layers only", all(len(s.devices) == 1 for s in stages)),
-        (Split.BATCH, "batch only", len(stages) == 1),
-    ):
-        if same:
-            continue
-        request = problem.request.model_copy(update={"splits": (split,)})
-        result = resolve(replace(problem, request=request))
-        if result.assignment is None or result.objective_s is None:
+    for name, splits in _fewer_splits(problem, chosen.assignment).items():
+        problems = [problem]
+        if splits == (Split.PIPELINES,):  # quickly solved; many microbatches are even shares
+            problems += [m.problem for m in models if m.problem.microbatch != problem.microbatch]
+        tried = []
+        for here in problems:
+            request = here.request.model_copy(update={"splits": splits})
+            result = resolve(replace(here, request=request))
+            tried.append((result.objective_s is None, result.objective_s or 0.0, result, here))
+        lacking, objective_s, result, here = min(tried, key=lambda t: t[:2])
+        if lacking or result.assignment is None:
             rivals.append(
                 Rival(
                     name=name,
@@ -98,9 +97,36 @@ def split_rivals(chosen: Chosen, resolve: Resolve) -> list[Rival]:
                 )
             )
             continue
-        price = CostModel(problem).evaluate(result.assignment)
-        rivals.append(_priced(name, result.assignment, result.objective_s, price, chosen))
+        price = CostModel(here).evaluate(result.assignment)
+        rivals.append(_priced(name, result.assignment, objective_s, price, chosen))
     return rivals
+
+
+def _fewer_splits(problem: PlanningProblem, assignment: Assignment) -> dict[str, tuple[Split, ...]]:
+    """Ways of splitting that are less than what was allowed, and that ``assignment`` exceeds."""
+    possible = {
+        Split.LAYERS: Split.LAYERS in problem.request.splits and problem.num_layers > 1,
+        Split.BATCH: problem.batch_splits,
+        Split.PIPELINES: problem.one_pipeline() is None,
+    }
+    allowed = tuple(split for split in Split if possible[split])
+    used = {
+        Split.LAYERS: any(len(p.stages) > 1 for p in assignment.pipelines),
+        Split.BATCH: any(len(stage.devices) > 1 for stage in assignment.stages),
+        Split.PIPELINES: len(assignment.pipelines) > 1,
+    }
+    found: dict[str, tuple[Split, ...]] = {}
+    for name, splits in (
+        ("one pipeline", tuple(s for s in allowed if s is not Split.PIPELINES)),
+        ("layers only", (Split.LAYERS,)),
+        ("batch only", (Split.BATCH,)),
+        ("pipelines side by side only", (Split.PIPELINES,)),
+    ):
+        fewer = set(splits) < set(allowed)
+        exceeded = any(used[split] for split in Split if split not in splits)
+        if fewer and exceeded and splits not in found.values():
+            found[name] = splits
+    return found
 
 
 def idle_rivals(

@@ -16,7 +16,6 @@ from planner.memory import root_bytes
 from planner.problem import PlanningProblem
 from planner.request import Objective
 
-
 MAX_WEIGHTS = 16
 """Different devices whose times serve as weights of the layers."""
 

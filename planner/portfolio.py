@@ -20,7 +20,8 @@ from planner.solvers.base import (
     SolverResult,
     SolveStatus,
 )
-from planner.solvers.chain import ChainSolver
+from planner.solvers.chain import ONE_PIPELINE, ChainSolver
+from planner.solvers.dealt import SIDE_BY_SIDE
 from planner.solvers.pipelines import PipelinesSolver
 from planner.solvers.slots import Slots
 from planner.solvers.templates import TemplateSolver
@@ -100,9 +101,16 @@ def _either(
         best.assignment,
         best.objective_s,
         min(bounds),
-        space=f"{one.space}; or {other.space}",
+        space=_both_spaces(one.space, other.space),
         candidates=one.candidates + other.candidates,
     )
+
+
+def _both_spaces(one: str, other: str) -> str:
+    """Plans of one pipeline or of several; what is said of the stages of both is said once."""
+    if one.removeprefix(ONE_PIPELINE) == other.removeprefix(SIDE_BY_SIDE):
+        return f"{ONE_PIPELINE}, or {other}"
+    return f"{one}; or {other}"
 
 
 def _result(

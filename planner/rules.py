@@ -13,7 +13,7 @@ from planner.cost import CostModel, PlanCost
 from planner.flows import Routing
 from planner.problem import LikeDevices, PlanningProblem
 from planner.request import Split
-from planner.solvers.base import Assignment, StageAssignment
+from planner.solvers.base import Assignment, PipelineAssignment, StageAssignment
 from profiler.units import format_bytes
 
 
@@ -36,6 +36,7 @@ def apply_rules(problem: PlanningProblem, cost: CostModel) -> tuple[RuleOutcome,
     return (
         _best_single(problem, cost),
         *(_proportional(name, weigh, problem, cost) for name, weigh in WEIGHTS.items()),
+        *(_copies(name, weigh, problem, cost) for name, weigh in COPIES.items()),
     )
 
 
@@ -61,19 +62,19 @@ def line(
     return tuple(stages)
 
 
-def apportion_layers(num_layers: int, weights: Sequence[float]) -> list[int]:
-    """Whole numbers of layers in proportion to ``weights`` (largest remainders).
+def in_proportion(total: int, weights: Sequence[float]) -> list[int]:
+    """Whole numbers (of layers, of items) in proportion to ``weights``: largest remainders.
 
-    >>> apportion_layers(10, [1.0, 1.0, 2.0])
+    >>> in_proportion(10, [1.0, 1.0, 2.0])
     [3, 2, 5]
     """
-    total = sum(weights)
-    if total <= 0:
-        weights, total = [1.0] * len(weights), float(len(weights))
-    exact = [num_layers * weight / total for weight in weights]
+    whole = sum(weights)
+    if whole <= 0:
+        weights, whole = [1.0] * len(weights), float(len(weights))
+    exact = [total * weight / whole for weight in weights]
     counts = [int(x) for x in exact]
     by_rest = sorted(range(len(exact)), key=lambda d: (counts[d] - exact[d], d))
-    for d in by_rest[: num_layers - sum(counts)]:
+    for d in by_rest[: total - sum(counts)]:
         counts[d] += 1
     return counts
 
@@ -163,12 +164,43 @@ def _proportional(
     problem: PlanningProblem,
     cost: CostModel,
 ) -> RuleOutcome:
-    counts = apportion_layers(problem.num_layers, weigh(problem, cost))
+    counts = in_proportion(problem.num_layers, weigh(problem, cost))
     stages = line(problem, problem.devices, counts)
     broken = broken_wish(problem, stages)
     if broken is not None:
         return RuleOutcome(name=name, assignment=None, price=None, why_not=broken)
     assignment, price = best_routing(problem, cost, stages)
+    short = memory_shortfall(price)
+    if short is not None:
+        return RuleOutcome(name=name, assignment=None, price=None, why_not=short)
+    return RuleOutcome(name=name, assignment=assignment, price=price)
+
+
+def _copies(
+    name: str,
+    weigh: Callable[[PlanningProblem, CostModel], list[float]],
+    problem: PlanningProblem,
+    cost: CostModel,
+) -> RuleOutcome:
+    """The whole model on every device, as data-parallel training does it."""
+    why_not = problem.one_pipeline()
+    counts = in_proportion(problem.batch, weigh(problem, cost))
+    taking = [pair for pair in zip(problem.devices, counts, strict=True) if pair[1]]
+    for device, _ in taking:
+        barred = [i for i, here in enumerate(problem.allowed) if device not in here]
+        if barred:
+            why_not = why_not or f"{problem.graph.layers[barred[0]].name} may not run on {device}"
+    if why_not is None and not problem.required <= {device for device, _ in taking}:
+        why_not = f"{min(problem.required)} is left out"
+    if why_not is not None:
+        return RuleOutcome(name=name, assignment=None, price=None, why_not=why_not)
+    assignment = Assignment(
+        pipelines=tuple(
+            PipelineAssignment(items=items, stages=line(problem, [device], [problem.num_layers]))
+            for device, items in taking
+        )
+    )
+    price = cost.evaluate(assignment)
     short = memory_shortfall(price)
     if short is not None:
         return RuleOutcome(name=name, assignment=None, price=None, why_not=short)
@@ -199,3 +231,9 @@ WEIGHTS: Mapping[str, Callable[[PlanningProblem, CostModel], list[float]]] = {
     "layer counts by speed": _by_speed,
 }
 """Rules that cut the layers' order in proportion to something about each device."""
+
+COPIES: Mapping[str, Callable[[PlanningProblem, CostModel], list[float]]] = {
+    "whole copies, even items": _evenly,
+    "whole copies, items by speed": _by_speed,
+}
+"""Rules that put the whole model on every device and part the items of a batch among them."""

@@ -31,6 +31,9 @@ from planner.solvers.chain_tables import ChainTables, Progress, Step
 MAX_ENTRIES = 10**8
 """Sets of used devices, times last devices, times layers, that are tabulated (8 bytes each)."""
 
+ONE_PIPELINE = "one pipeline"
+"""How a space of single pipelines begins."""
+
 MAX_TRIALS = 200
 """Trial periods of one solve; a bound is left if they do not suffice."""
 
@@ -80,7 +83,7 @@ class ChainSolver:
     ) -> SolverResult:
         """The best line of stages, and a bound for the lines described in ``space``."""
         tables = self.tables(problem, cost)
-        space = _space(problem, tables.found)
+        space = f"{ONE_PIPELINE}; {describe_lines(problem, tables.found)}"
         if not tables.root_can_stay_empty:
             return _nothing(space)
         progress = Progress()
@@ -173,8 +176,9 @@ def _size(count: int) -> str:
     return f"10^{math.log10(count):.1f}"
 
 
-def _space(problem: PlanningProblem, options: OptionSet) -> str:
-    lines = "one pipeline; stages are consecutive runs of layers"
+def describe_lines(problem: PlanningProblem, options: OptionSet) -> str:
+    """What the stages of a line may be."""
+    lines = "stages are consecutive runs of layers"
     if not problem.graph.is_chain:
         lines += " in the captured order"
     return f"{lines}, {options.describe(problem)}; a tensor that skips a stage is passed on by it"

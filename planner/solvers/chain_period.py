@@ -71,9 +71,7 @@ class PeriodSearch:
         self._send = runs[:, None, None, None] * hops.send
         self._first = runs[:, None] * hops.first_receive
         self._last = runs[:, None] * hops.last_send
-        self._ending = (
-            self._compute[:, :, -1] + self._last[:, tables.crossing.output_set[:, -1]]
-        )
+        self._ending = self._compute[:, :, -1] + self._last[:, tables.crossing.output_set[:, -1]]
         self._last_wire = hops.last_wire[:, tables.crossing.output_set[:, -1]]
         self._reach = tables.shortest(self._compute)
         self._table = np.full(
@@ -256,9 +254,7 @@ class PeriodSearch:
             if start == 0:
                 return steps[::-1]
 
-    def _origin(
-        self, used: int, last: tuple[int, int, int], value: float, trial: _Trial
-    ) -> int:
+    def _origin(self, used: int, last: tuple[int, int, int], value: float, trial: _Trial) -> int:
         """Where the ``last`` stage (option, outputs, end) began whose load is ``value``."""
         tables, (n, o, end) = self.tables, last
         sets, lasts = tables.input_sets_to(end), tables.states.lasts[used]

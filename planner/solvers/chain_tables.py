@@ -50,9 +50,7 @@ class Decode(Protocol):
 class ChainTables:
     """Options, states, and the figures of every run of layers and every hop."""
 
-    def __init__(
-        self, problem: PlanningProblem, figures: Figures, found: OptionSet
-    ) -> None:
+    def __init__(self, problem: PlanningProblem, figures: Figures, found: OptionSet) -> None:
         self.problem, self.figures, self.found = problem, figures, found
         self.options = options = found.options
         self.num_layers = problem.num_layers

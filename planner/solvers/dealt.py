@@ -30,7 +30,7 @@ from planner.solvers.chain import ChainSolver
 from planner.solvers.greedy import GreedySolver
 from planner.solvers.partitions import share_items
 
-SIDE_BY_SIDE = "two or more pipelines side by side that share the microbatches of a batch"
+SIDE_BY_SIDE = "two or more pipelines that share the microbatches of a batch"
 """How a space of several pipelines begins."""
 
 MAX_DEALS = 5
@@ -80,7 +80,7 @@ class DealtPipelines:
             assignment=best,
             objective_s=None if best is None else ceiling_s,
             bound_s=bound_s,
-            space=f"{SIDE_BY_SIDE}, any of them (the bound leaves out transfers)",
+            space=f"{SIDE_BY_SIDE}; any of them (the bound leaves out transfers and memory)",
             candidates=priced,
         )
 
@@ -134,7 +134,7 @@ def _deals(problem: PlanningProblem) -> list[int]:
     weight = problem.graph.weight_bytes(range(problem.num_layers))
     most = min(len(problem.devices) // 2, problem.num_microbatches)
     number = min(most, room // weight) if weight else most
-    found = []
+    found: list[int] = []
     while number >= 2 and len(found) < MAX_DEALS:
         found.append(number)
         number //= 2
@@ -162,9 +162,7 @@ def _planned(problem: PlanningProblem, hand: Sequence[str], limits: SolveLimits)
     return _line(part, cost, found.assignment.pipelines[0])
 
 
-def _line(
-    problem: PlanningProblem, cost: CostModel, pipeline: PipelineAssignment
-) -> _Line | None:
+def _line(problem: PlanningProblem, cost: CostModel, pipeline: PipelineAssignment) -> _Line | None:
     """A pipeline with its times, or None if it does not fit."""
     times = []
     for count in (1, 2):

@@ -14,7 +14,7 @@ plans may cost more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -65,6 +65,9 @@ class GroupValues(Protocol):
     def steps(self, part: Part) -> list[Step]:
         """The stages of the best known plan."""
 
+    def plans(self) -> Iterator[tuple[int, list[Step]]]:
+        """The stages of every known plan, with its group."""
+
     def refine(
         self, parts: Sequence[Part], useful_s: float, limits: SolveLimits, progress: Progress
     ) -> None:
@@ -111,6 +114,10 @@ class PeriodValues:
         """See :class:`GroupValues`."""
         return self._plans[part[0]]
 
+    def plans(self) -> Iterator[tuple[int, list[Step]]]:
+        """See :class:`GroupValues`."""
+        yield from sorted(self._plans.items())
+
     def refine(
         self, parts: Sequence[Part], useful_s: float, limits: SolveLimits, progress: Progress
     ) -> None:
@@ -140,15 +147,49 @@ class PeriodValues:
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
-    """Stages with their sum of durations and the time of their busiest server."""
+class LinePlan:
+    """Stages that take ``first_s + (count - 1) * again_s`` for ``count`` microbatches.
 
-    sum_s: float
-    busiest_s: float
+    For the time of one batch: their sum of durations, and the time of their busiest server.
+    """
+
+    first_s: float
+    again_s: float
     steps: list[Step]
 
     def seconds(self, count: int) -> float:
-        return self.sum_s + (count - 1) * self.busiest_s
+        """What ``count`` microbatches take."""
+        return self.first_s + (count - 1) * self.again_s
+
+
+class KnownPlans:
+    """The best of known plans for each group and number of microbatches."""
+
+    def __init__(self, num_groups: int, num_microbatches: int) -> None:
+        self.of: dict[int, list[LinePlan]] = {}
+        self._num_groups, self._most = num_groups, num_microbatches
+
+    def add(self, group: int, plan: LinePlan) -> None:
+        """Note one more plan."""
+        self.of.setdefault(group, []).append(plan)
+
+    def capacity(self, within_s: float) -> Integers:
+        """The most microbatches that a plan of each group takes in time."""
+        most = np.zeros(self._num_groups, dtype=np.int64)
+        for group, plans in self.of.items():
+            first = np.array([plan.first_s for plan in plans])
+            again = np.array([plan.again_s for plan in plans])
+            most[group] = _times(within_s, first, again, self._most).max()
+        return most
+
+    def seconds(self, part: Part) -> float:
+        """What the best plan takes; infinite if there is none."""
+        plans = self.of.get(part[0], [])
+        return min((plan.seconds(part[1]) for plan in plans), default=float("inf"))
+
+    def steps(self, part: Part) -> list[Step]:
+        """The stages of the best plan."""
+        return min(self.of[part[0]], key=lambda plan: plan.seconds(part[1])).steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +208,7 @@ class LatencyValues:
     ) -> None:
         self._tables, self._most = tables, num_microbatches
         self._below = least_s  # no pipeline has a busiest server less busy than its work
-        self._plans: dict[int, list[_Plan]] = {}
+        self._plans = KnownPlans(len(least_s), num_microbatches)
         self._trials = [_Trial(float("inf"), np.maximum(least_s, path_s))]
         self._ask = False
 
@@ -185,12 +226,7 @@ class LatencyValues:
 
     def known_capacity(self, within_s: float) -> Integers:
         """See :class:`GroupValues`."""
-        most = np.zeros(len(self._below), dtype=np.int64)
-        for group, plans in self._plans.items():
-            first = np.array([plan.sum_s for plan in plans])
-            again = np.array([plan.busiest_s for plan in plans])
-            most[group] = _times(within_s, first, again, self._most).max()
-        return most
+        return self._plans.capacity(within_s)
 
     def least_s(self, part: Part) -> float:
         """See :class:`GroupValues`."""
@@ -198,12 +234,17 @@ class LatencyValues:
 
     def known_s(self, part: Part) -> float:
         """See :class:`GroupValues`."""
-        plans = self._plans.get(part[0], [])
-        return min((plan.seconds(part[1]) for plan in plans), default=float("inf"))
+        return self._plans.seconds(part)
 
     def steps(self, part: Part) -> list[Step]:
         """See :class:`GroupValues`."""
-        return min(self._plans[part[0]], key=lambda plan: plan.seconds(part[1])).steps
+        return self._plans.steps(part)
+
+    def plans(self) -> Iterator[tuple[int, list[Step]]]:
+        """See :class:`GroupValues`."""
+        for group, plans in sorted(self._plans.of.items()):
+            for plan in plans:
+                yield group, plan.steps
 
     def refine(
         self, parts: Sequence[Part], useful_s: float, limits: SolveLimits, progress: Progress
@@ -226,7 +267,7 @@ class LatencyValues:
         wanted = {part[0] for part in parts}
         for found in survey.ends:
             if found in wanted or len(survey.ends) <= MAX_TRACED:
-                self._plans.setdefault(found, []).append(_Plan(*survey.path(found)))
+                self._plans.add(found, LinePlan(*survey.path(found)))
 
     def _next_limit_s(self, part: Part, useful_s: float) -> float:
         """A limit that tells more about the plans for which the bound of ``part`` is least."""
@@ -236,9 +277,9 @@ class LatencyValues:
         low = float(self._least_busy(at)[group])
         sum_s = float(trial.sums_s[group])
         busiest = [
-            plan.busiest_s
-            for plan in self._plans.get(group, ())
-            if plan.sum_s <= sum_s * (1 + PROOF)
+            plan.again_s
+            for plan in self._plans.of.get(group, ())
+            if plan.first_s <= sum_s * (1 + PROOF)
         ]
         if not busiest or count == 1:
             return trial.limit_s  # once more, to have its plan

@@ -57,7 +57,7 @@ class Partitions:
         self.counts: Integers = np.indices([n + 1 for n in sizes]).reshape(len(sizes), -1).T
         self.num_groups = len(self.counts)
         self._radix = np.array([prod(n + 1 for n in sizes[c + 1 :]) for c in range(len(sizes))])
-        self._enough: Flags = (self.counts >= np.array(required)).all(axis=1)
+        self._enough: Flags = np.all(self.counts >= np.array(required), axis=1)
         self._exact = any(required)
         self._before: dict[int, Integers] = {}
 
@@ -65,9 +65,12 @@ class Partitions:
         """The number of the group with so many devices of each class."""
         return int(np.array(counts) @ self._radix)
 
-    def best(self, capacity: Integers, least: int) -> list[int] | None:
+    def best(
+        self, capacity: Integers, least: int, *, most_groups: int | None = None
+    ) -> list[int] | None:
         """Two groups or more that take the most together, or None if that is below ``least``."""
-        shape = (self.most_groups + 1, self.num_groups)
+        number = min(self.most_groups, most_groups or self.most_groups)
+        shape = (number + 1, self.num_groups)
         most = np.full(shape, _NONE, dtype=np.int64)
         last = np.zeros(shape, dtype=np.int64)
         most[0, 0] = 0

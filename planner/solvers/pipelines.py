@@ -31,20 +31,23 @@ from planner.problem import PlanningProblem
 from planner.request import Objective
 from planner.rules import best_routing
 from planner.solvers.base import (
+    TOLERANCE,
     Assignment,
     SolveLimits,
     SolverResult,
     SolveStatus,
     StageAssignment,
 )
-from planner.solvers.chain import ChainSolver
+from planner.solvers.chain import ChainSolver, describe_lines
 from planner.solvers.chain_segments import Integers
 from planner.solvers.chain_tables import Progress, Step
 from planner.solvers.dealt import SIDE_BY_SIDE, DealtPipelines
 from planner.solvers.group_values import (
     PROOF,
     GroupValues,
+    KnownPlans,
     LatencyValues,
+    LinePlan,
     Part,
     PeriodValues,
 )
@@ -136,23 +139,46 @@ class _Search:
         """Look closer at the groups of the best division until nothing better is left."""
         values = self._values()
         with suppress(TimeoutError):  # ``bound_s`` holds at any time
-            for trial in range(MAX_TRIALS + 1):
-                division = self._divide(values.capacity, values.least_s)
-                if division is None:
-                    self.bound_s = self.ceiling_s
-                    break
-                self.bound_s = max(self.bound_s, division.seconds)
-                unsure = _least_known(values, division.parts)
-                if not unsure:
-                    self._keep(values, division)
-                    break
-                if trial == MAX_TRIALS or self.ceiling_s <= self.limits.goal_s:
-                    break
-                values.refine(unsure, self.ceiling_s, self.limits, self.progress)
-                reached = self._divide(values.known_capacity, values.known_s)
-                if reached is not None:
-                    self._keep(values, reached)
+            if self._look_closer(values) and self.bound_s < self.ceiling_s * (1 - TOLERANCE):
+                self._mend(values)
         return self._result()
+
+    def _look_closer(self, values: GroupValues) -> bool:
+        """Whether the search came to its end, all it needs to know of groups being known."""
+        for trial in range(MAX_TRIALS + 1):
+            division = self._divide(values.capacity, values.least_s)
+            if division is None:
+                self.bound_s = self.ceiling_s
+                return True
+            self.bound_s = max(self.bound_s, division.seconds)
+            unsure = _least_known(values, division.parts)
+            if not unsure:
+                self._keep(values.steps, division)
+                return True
+            if trial == MAX_TRIALS or self.ceiling_s <= self.limits.goal_s:
+                break
+            values.refine(unsure, self.ceiling_s, self.limits, self.progress)
+            reached = self._divide(values.known_capacity, values.known_s)
+            if reached is not None:
+                self._keep(values.steps, reached)
+        return False
+
+    def _mend(self, values: GroupValues) -> None:
+        """Where plans cost more than the programme says: divide by the true prices of its plans,
+        among ever more groups (those on one wire get in each other's way)."""
+        known = KnownPlans(self.partitions.num_groups, self.problem.num_microbatches)
+        for group, steps in values.plans():
+            if self.limits.expired:
+                return
+            prices = []
+            for count in (1, 2):
+                alone = self._assignment([steps], [count * self.problem.microbatch])
+                prices.append(self.cost.objective_s(alone))
+            known.add(group, LinePlan(prices[0], prices[1] - prices[0], steps))
+        for number in range(2, self.partitions.most_groups + 1):
+            division = self._divide(known.capacity, known.seconds, most_groups=number)
+            if division is not None:
+                self._keep(known.steps, division)
 
     def _values(self) -> GroupValues:
         problem, figures = self.problem, self.cost.figures
@@ -165,16 +191,20 @@ class _Search:
         return LatencyValues(tables, least_s, problem.num_microbatches, path_s=path_s)
 
     def _divide(
-        self, capacity: Callable[[float], Integers], seconds: Callable[[Part], float]
+        self,
+        capacity: Callable[[float], Integers],
+        seconds: Callable[[Part], float],
+        *,
+        most_groups: int | None = None,
     ) -> _Division | None:
         """The best division below the ceiling, where groups are as good as these say."""
         best: _Division | None = None
+        total = self.problem.num_microbatches
         within = self.ceiling_s * (1 - PROOF)
         for _ in range(MAX_DIVISIONS):
-            groups = self.partitions.best(capacity(within), self.problem.num_microbatches)
+            groups = self.partitions.best(capacity(within), total, most_groups=most_groups)
             if groups is None:
                 return best
-            total = self.problem.num_microbatches
             enough = min(within, max(seconds((group, total)) for group in groups))
             counts = _shared(total, groups, capacity, enough)
             parts = list(zip(groups, counts, strict=True))
@@ -185,10 +215,10 @@ class _Search:
             within = best.seconds * (1 - PROOF)
         return _Division(self.bound_s, best.parts) if best else None
 
-    def _keep(self, values: GroupValues, division: _Division) -> None:
+    def _keep(self, steps_of: Callable[[Part], list[Step]], division: _Division) -> None:
         """Price the plan of a division whose groups have plans; keep it if it is the best."""
         parts = sorted(division.parts, key=lambda part: (-part[1], -part[0]))
-        steps = [values.steps(part) for part in parts]
+        steps = [steps_of(part) for part in parts]
         items = share_items(self.problem, [count for _, count in parts])
         assignment = self._assignment(steps, items)
         price = self.cost.evaluate(assignment)
@@ -217,11 +247,7 @@ class _Search:
         return Assignment(pipelines=tuple(pipelines))
 
     def _result(self) -> SolverResult:
-        order = "" if self.problem.graph.is_chain else " in the captured order"
-        space = (
-            f"{SIDE_BY_SIDE}, each a line of consecutive runs of layers{order}, "
-            f"{self.found.describe(self.problem)}; a tensor that skips a stage is passed on by it"
-        )
+        space = f"{SIDE_BY_SIDE}; {describe_lines(self.problem, self.found)}"
         if self.best is None:
             nothing = self.bound_s == math.inf
             return SolverResult(
