@@ -24,7 +24,6 @@ from planner.solvers.chain import ONE_PIPELINE, ChainSolver
 from planner.solvers.dealt import SIDE_BY_SIDE
 from planner.solvers.pipelines import PipelinesSolver
 from planner.solvers.slots import Slots
-from planner.solvers.templates import TemplateSolver
 
 MANY_DEVICES = 128
 """Of more devices, kinds are planned for, not devices, where that is possible."""
@@ -42,13 +41,13 @@ def solve(
     so that its plan cuts the other search short: one line of stages for the time between batches,
     several for the time of one. With very many devices, templates of pipelines answer for both.
     """
-    templates = TemplateSolver()
-    if name is None and len(problem.devices) > MANY_DEVICES and templates.rejects(problem) is None:
-        result = templates.solve(problem, cost=cost, limits=limits)
-        if result.assignment is not None or result.status is SolveStatus.INFEASIBLE:
-            return templates.name, result
-        if limits.cutoff_s is not None or limits.expired:
-            return templates.name, result
+    if name is None and len(problem.devices) > MANY_DEVICES:
+        templates = load_solver("templates")
+        if templates.rejects(problem) is None:
+            result = templates.solve(problem, cost=cost, limits=limits)
+            found = result.assignment is not None or result.status is SolveStatus.INFEASIBLE
+            if found or limits.cutoff_s is not None or limits.expired:
+                return templates.name, result
     solver = choose_solver(problem, name=name)
     if name is not None:
         return solver.name, solver.solve(problem, cost=cost, limits=limits)

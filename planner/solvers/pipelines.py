@@ -30,6 +30,7 @@ from planner.options import find_options, place
 from planner.problem import PlanningProblem
 from planner.request import Objective
 from planner.rules import best_routing
+from planner.solvers import load_solver
 from planner.solvers.base import (
     TOLERANCE,
     Assignment,
@@ -51,7 +52,6 @@ from planner.solvers.group_values import (
     Part,
     PeriodValues,
 )
-from planner.solvers.templates import TemplateSolver
 from planner.solvers.partitions import MAX_PAIRS, Partitions, num_pairs, share_items
 
 MAX_TRIALS = 120
@@ -98,7 +98,7 @@ class PipelinesSolver:
             )
         pairs = num_pairs([len(members) for members in problem.classes])
         if pairs > MAX_PAIRS or self.lines.too_large(problem):
-            templates = TemplateSolver()
+            templates = load_solver("templates")
             if templates.rejects(problem) is None:
                 result = templates.solve(problem, cost=cost, limits=limits)
                 if result.assignment is not None or limits.expired:
