@@ -77,10 +77,10 @@ def transformer(shape: Shape) -> ModelGraph:
     tensors = [
         Tensor(name="ids", producer=None, shape=("batch", shape.tokens), dtype="int64", batch_dim=0)
     ]
-    for name in names[:-1]:
-        tensors.append(
-            Tensor(name=f"{name}.out", producer=name, shape=width, dtype="bfloat16", batch_dim=0)
-        )
+    tensors += [
+        Tensor(name=f"{name}.out", producer=name, shape=width, dtype="bfloat16", batch_dim=0)
+        for name in names[:-1]
+    ]
     tensors.append(
         Tensor(
             name="logits",
@@ -157,9 +157,7 @@ def hierarchical_cluster(num_devices: int, num_types: int, *, seed: int = 0) -> 
             inner = DefaultLink(latency_s=5e-6, bytes_per_s=sheet.inner_bytes_per_s)
             own.append(name)
             hosts.append(Host(name=name, devices=devices, inner_link=inner))
-        racks += [
-            tuple(own[at : at + HOSTS_PER_RACK]) for at in range(0, len(own), HOSTS_PER_RACK)
-        ]
+        racks += [tuple(own[at : at + HOSTS_PER_RACK]) for at in range(0, len(own), HOSTS_PER_RACK)]
     rng.shuffle(racks)
     groups = [
         Group(

@@ -91,9 +91,7 @@ def unequal(rng: random.Random) -> Profile:
     memory = {kind: rng.choice((2, 4, 8, 16)) * 2**30 for kind in kinds}
     speed = {kind: rng.uniform(1.0, 12.0) for kind in kinds}
     base = [rng.lognormvariate(0.0, 0.6) * 1e-3 for _ in range(num_layers)]
-    seconds = {
-        kind: [t * speed[kind] * rng.uniform(0.8, 1.25) for t in base] for kind in kinds
-    }
+    seconds = {kind: [t * speed[kind] * rng.uniform(0.8, 1.25) for t in base] for kind in kinds}
     names = [f"n{i}" for i in range(len(types))]
     links = tuple(
         Link(

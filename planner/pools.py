@@ -8,12 +8,12 @@ the other.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import permutations
 
-from planner.problem import LikeDevices, PlanningProblem
+from planner.alike import LikeDevices
+from planner.problem import PlanningProblem
 from profiler.cluster import DefaultLink, Link
 
 MAX_PAIRED = 64
@@ -32,9 +32,7 @@ class Path:
     @classmethod
     def of(cls, link: Link | DefaultLink) -> Path:
         """The figures of ``link``."""
-        return cls(
-            link.latency_s, link.bytes_per_s, link.send_occupancy, link.receive_occupancy
-        )
+        return cls(link.latency_s, link.bytes_per_s, link.send_occupancy, link.receive_occupancy)
 
     def better(self, other: Path) -> Path:
         """At least as good as either."""
@@ -109,7 +107,9 @@ def find_pools(problem: PlanningProblem) -> Pools:
         for hosts in members.values()
     )
     return Pools(
-        kinds=kinds, best=_paths(problem, kinds, best=True), worst=_paths(problem, kinds, best=False)
+        kinds=kinds,
+        best=_paths(problem, kinds, best=True),
+        worst=_paths(problem, kinds, best=False),
     )
 
 
@@ -209,5 +209,3 @@ def _by_place(
             for u, there in held.items():
                 if len(here | there) > 1:
                     yield t, u, False, Path.of(link)
-
-

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from planner.alike import LikeDevices
 from planner.cost import CostModel, PlanCost
 from planner.flows import Routing
-from planner.problem import LikeDevices, PlanningProblem
+from planner.problem import PlanningProblem
 from planner.request import Split
 from planner.solvers.base import Assignment, PipelineAssignment, StageAssignment
 from profiler.units import format_bytes
-
 
 MAX_TRIED = 256
 """Of more devices, one of each kind is tried for the best single one."""

@@ -17,13 +17,20 @@ charged per pair, so a period found infeasible is infeasible, but one found feas
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from planner.solvers.base import SolveLimits
-from planner.solvers.chain_segments import Floats, Integers
+from planner.solvers.chain_completions import Completions
+from planner.solvers.chain_segments import Flags, Floats, Integers
 from planner.solvers.chain_tables import ChainTables, Progress, Step
+
+NEAR = 100_000
+"""Figures that are worked on together."""
+
+REPEATS = 1e-9
+"""Sums in another order may differ by this fraction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +51,7 @@ class _Trial:
     receive: Floats  # what receiving costs the stage behind; infinite if the wire is too slow
     windows: Integers
     ending: Floats
+    possible: Flags | None = None  # by state and cut: whether the model can be finished from there
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,8 @@ class PeriodSearch:
         self._ending = self._compute[:, :, -1] + self._last[:, tables.crossing.output_set[:, -1]]
         self._last_wire = hops.last_wire[:, tables.crossing.output_set[:, -1]]
         self._reach = tables.shortest(self._compute)
+        self._completions = Completions(tables, self._compute)
+        self._ways: dict[int, tuple[Integers, list[tuple[int, Flags]]]] = {}
         self._table = np.full(
             (states.size, len(tables.options), tables.num_output_sets, tables.num_layers), np.inf
         )
@@ -89,7 +99,13 @@ class PeriodSearch:
         first = [(load, end) for load, end in self._single(trial) if final[end.state]]
         if first:
             return self._trace(min(first, key=lambda x: x[0])[1], trial)
-        for level in states.levels[1:]:
+        trial = replace(
+            trial,
+            possible=self._completions.possible(
+                trial.within, trial.receive, trial.ending, period_s
+            ),
+        )
+        for level in range(1, len(states.levels)):
             if limits.expired:
                 raise TimeoutError
             found = [x for x in self._level(level, trial, progress) if final[x[1].state]]
@@ -114,7 +130,7 @@ class PeriodSearch:
                     ends[group] = load, end
 
         note(self._single(trial))
-        for level in states.levels[1:]:
+        for level in range(1, len(states.levels)):
             if limits.expired:
                 raise TimeoutError
             note(self._level(level, trial, progress))
@@ -157,32 +173,55 @@ class PeriodSearch:
         self._start(period_s)
         return trial
 
-    def _level(
-        self, level: Sequence[int], trial: _Trial, progress: Progress
-    ) -> Iterator[tuple[float, _End]]:
+    def _level(self, level: int, trial: _Trial, progress: Progress) -> Iterator[tuple[float, _End]]:
         """Put one more stage behind each state of ``level``; the last stages that end in time,
         with their loads."""
         tables, states = self.tables, self.tables.states
-        rows: dict[int, list[tuple[int, Floats]]] = {}
-        for used in level:
-            lasts, nexts = states.lasts[used], states.nexts[used]
-            if not len(lasts) or not len(nexts):
-                continue
-            loads = self._table[used, lasts]
-            if not (loads < trial.period_s).any():
-                continue
-            pairs = np.ix_(lasts, nexts)
-            arriving = self._arriving(loads, trial.within[pairs], trial.receive[pairs])
-            progress.priced += arriving.size
-            for at, n in enumerate(nexts):
-                rows.setdefault(int(n), []).append((used, arriving[at]))
-        for n, group in rows.items():
-            stacked = np.stack([row for _, row in group])
-            before = np.array([used for used, _ in group])
-            self._table[before + states.code[n], n] = tables.extend(
-                n, stacked, trial.windows[n], self._compute
+        lasts, nexts = self._steps(level)
+        if not len(lasts):
+            return
+        used = np.array(states.levels[level])
+        loads = self._table[used[:, None], lasts]
+        live = (loads < trial.period_s).any(axis=(1, 2))  # [state, cut]
+        if trial.possible is not None:
+            live &= trial.possible[used]
+        alive = live.any(axis=1)
+        first = live.argmax(axis=1)
+        last = live.shape[1] - live[:, ::-1].argmax(axis=1)
+        for n, able in nexts:
+            rows = np.flatnonzero(able & alive)
+            # States whose cuts are about the same next to each other, a few at a time.
+            rows = rows[np.argsort(first[rows], kind="stable")]
+            step = max(1, NEAR // loads[0].size)
+            for some in (rows[at : at + step] for at in range(0, len(rows), step)):
+                cuts = slice(int(first[some].min()), int(last[some].max()))
+                arriving = self._arriving(loads[some, :, :, cuts], (lasts, n), trial, cuts)
+                if trial.possible is not None:
+                    arriving = np.where(live[some, None, cuts], arriving, np.inf)
+                progress.priced += arriving.size
+                before = used[some]
+                self._table[before + states.code[n], n] = tables.extend(
+                    n, arriving, trial.windows[n], self._compute, cuts
+                )
+                yield from self._close(n, before, arriving, trial, cuts)
+
+    def _steps(self, level: int) -> tuple[Integers, list[tuple[int, Flags]]]:
+        """Options that some state of a level may have had last, and for each that may come next
+        whether it may behind each state."""
+        if level not in self._ways:
+            states = self.tables.states
+            num_options = len(self.tables.options)
+            lasts = np.zeros(num_options, dtype=np.bool_)
+            able = np.zeros((num_options, len(states.levels[level])), dtype=np.bool_)
+            for row, used in enumerate(states.levels[level]):
+                lasts[states.lasts[used]] = True
+                if len(states.lasts[used]):
+                    able[states.nexts[used], row] = True
+            self._ways[level] = (
+                np.flatnonzero(lasts),
+                [(n, able[n]) for n in range(num_options) if able[n].any()],
             )
-            yield from self._close(n, before, stacked, trial)
+        return self._ways[level]
 
     def _start(self, period_s: float) -> None:
         """First stages."""
@@ -207,26 +246,31 @@ class PeriodSearch:
         for n in np.flatnonzero(loads <= trial.period_s):
             yield float(loads[n]), _End(tables.states.code[n], int(n), 0)
 
-    def _arriving(self, loads: Floats, within: Floats, receive: Floats) -> Floats:
-        """``R`` of one state: least receiving time of each next option, input set and cut."""
-        closes = loads[:, None] <= within  # [last, next, output set, cut]
-        if closes.shape[2] == 1:
-            return np.asarray(np.where(closes, receive, np.inf).min(axis=0))
-        can = np.asarray(closes.any(axis=2))[:, :, None]
-        return np.asarray(np.where(can, receive, np.inf).min(axis=0))
+    def _arriving(
+        self, loads: Floats, pair: tuple[Integers, int], trial: _Trial, cuts: slice
+    ) -> Floats:
+        """``R`` of some states for one next option: least receiving time by input set and cut.
+
+        ``loads`` are those of the options that may be last, the first of ``pair``.
+        """
+        lasts, n = pair
+        closes = loads <= trial.within[lasts, n, :, cuts]  # [state, last, output set, cut]
+        can = np.asarray(closes.any(axis=2))
+        times = np.where(can[:, :, None], trial.receive[lasts, n, :, cuts], np.inf)
+        return np.asarray(times.min(axis=1))
 
     def _close(
-        self, n: int, before: Integers, stacked: Floats, trial: _Trial
+        self, n: int, before: Integers, arriving: Floats, trial: _Trial, cuts: slice
     ) -> Iterator[tuple[float, _End]]:
         """Last stages on option ``n``, the least loaded behind each state, that end in time."""
         tables = self.tables
-        sets = tables.input_sets_to(tables.num_layers)
-        loads = stacked[:, sets, np.arange(tables.num_layers)] + trial.ending[n][:-1]
+        sets = tables.input_sets_to(tables.num_layers)[cuts]
+        loads = arriving[:, sets, np.arange(len(sets))] + trial.ending[n][:-1][cuts]
         starts = loads.argmin(axis=1)
         least = loads[np.arange(len(loads)), starts]
         for at in np.flatnonzero(least <= trial.period_s):
             state = int(before[at]) + tables.states.code[n]
-            yield float(least[at]), _End(state, n, int(starts[at]))
+            yield float(least[at]), _End(state, n, cuts.start + int(starts[at]))
 
     def _trace(self, last: _End, trial: _Trial) -> list[Step]:
         """The stages that end in ``last``, by repeating each step's minimum backwards."""
@@ -260,13 +304,10 @@ class PeriodSearch:
         sets, lasts = tables.input_sets_to(end), tables.states.lasts[used]
         if not len(lasts):
             return 0
-        arriving = self._arriving(
-            self._table[used, lasts],
-            trial.within[lasts, n][:, None],
-            trial.receive[lasts, n][:, None],
-        )[0]
+        everywhere = slice(0, tables.num_layers)
+        arriving = self._arriving(self._table[used, lasts][None], (lasts, n), trial, everywhere)[0]
         loads = arriving[sets, np.arange(end)] + self._compute[n, :end, end]
         loads = np.where(tables.crossing.output_set[:end, end] == o, loads, np.inf)
         start = int(np.argmin(loads))
-        assert loads[start] == value, "the table does not repeat"
+        assert loads[start] <= value * (1 + REPEATS), "the table does not repeat"
         return start

@@ -262,7 +262,8 @@ class Segments:
             kept[: written + 1, behind:] += figures.tensor_bytes(name, items)
         # waiting[l, e]: inputs that some layer of l .. e - 1 reads.
         waiting = self._moved(items)[5]
-        alive = passing[:-1] + [figures.peak_bytes(at, device, items) for at in range(num_layers)]
+        peaks = [figures.peak_bytes(at, device, items) for at in range(num_layers)]
+        alive = passing[:-1] + np.array(peaks, dtype=np.int64)
         most = _largest(alive, kept, waiting)
         using = frozenset(i for i, x in enumerate(graph.layers) if x.uses_prelude)
         if using:

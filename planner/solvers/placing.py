@@ -18,7 +18,6 @@ from planner.pools import Path, Pools
 from planner.problem import PlanningProblem
 from planner.rules import best_routing
 from planner.solvers.base import Assignment, PipelineAssignment, StageAssignment
-from planner.solvers.master import Piece
 from planner.solvers.partitions import share_items
 from planner.solvers.template_pricing import Template
 
@@ -86,7 +85,7 @@ class Placing:
             taken = iter([whole[i] for i in order])
             for a, n in cuts:
                 for _ in range(n):
-                    at, devices = next(taken)
+                    _, devices = next(taken)
                     for part in (devices[:a], devices[a:]):
                         held.setdefault(len(part), []).append((position[part[0]], part))
             held[size] = sorted(taken)
@@ -106,9 +105,7 @@ class Placing:
             assignment, price = best_routing(
                 replace(self.problem, items=self.problem.microbatch), self.cost, stages
             )
-            self._priced[key] = (
-                (price.period_s, assignment.pipelines[0]) if price.fits else None
-            )
+            self._priced[key] = (price.period_s, assignment.pipelines[0]) if price.fits else None
         known = self._priced[key]
         if known is None:
             return None
@@ -159,16 +156,6 @@ def shared(problem: PlanningProblem, placed: Sequence[PlacedPipeline]) -> Assign
     items = share_items(problem, [n for n, _ in used])
     return Assignment(
         pipelines=tuple(
-            replace(pipeline, items=count)
-            for count, (_, pipeline) in zip(items, used, strict=True)
+            replace(pipeline, items=count) for count, (_, pipeline) in zip(items, used, strict=True)
         )
     )
-
-
-def piece_counts(templates: Sequence[Template], counts: Sequence[int]) -> dict[Piece, int]:
-    """Pieces of each kind and size that so many copies take."""
-    total: dict[Piece, int] = {}
-    for template, count in zip(templates, counts, strict=True):
-        for piece, n in template.needs.items():
-            total[piece] = total.get(piece, 0) + n * count
-    return total

@@ -74,7 +74,7 @@ class Columns:
     templates: list[Template] = field(default_factory=list)
     priced: int = 0
 
-    def __post_init__(self) -> None:
+    def __post_init__(self) -> None:  # noqa: D105
         self.pricing = Pricing(self.tables)
         self.supply = _supply(self.pools, self.tables)
         self.master = Master(self.supply)

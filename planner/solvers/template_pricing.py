@@ -2,7 +2,8 @@
 
 A template says of a pipeline which runs of layers are on which kind of device, and which stages
 follow each other inside one pool; not which devices. Devices of a pool that follow each other are
-bought together: ``price[t, q]`` is for ``q + 1`` of kind ``t``. For a time ``T`` between microbatches
+bought together: ``price[t, q]`` is for ``q + 1`` of kind ``t``. For a time ``T`` between
+microbatches
 
     G[t, p, r, j] = least price of all up to cut j when the next stage is on a device of kind t that
                     tensors reach by port p, with r more devices of its pool bought
@@ -106,7 +107,10 @@ class Pricing:
         size = tables.num_layers + 1
         least = np.min(self._reach, axis=0)
         self._shortest = np.array(
-            [np.inf, *(least[np.arange(size - n), np.arange(n, size)].min() for n in range(1, size))]
+            [
+                np.inf,
+                *(least[np.arange(size - n), np.arange(n, size)].min() for n in range(1, size)),
+            ]
         )
 
     def cheapest(
@@ -131,20 +135,20 @@ class Pricing:
     def period_s(self, stages: Sequence[TemplateStage]) -> float:
         """Time between microbatches of these stages."""
         tables = self.tables
-        most, entered = 0.0, 0.0
+        most = entered = 0.0
         for at, stage in enumerate(stages):
             t, j, e = stage.kind, stage.start, stage.end
-            left = 0.0
+            left = arrived = 0.0
             if at + 1 < len(stages):
                 after = stages[at + 1]
                 hop = self._outside[t, after.kind] if after.begins else tables.inside[t]
                 assert hop is not None
                 left = float(tables.send[t, hop.leaves, e])
+                arrived = float(tables.receive[hop.target, hop.enters, e])
                 most = max(most, float(tables.moving[hop.path, e]))
             load = entered + float(tables.own[t, j, e]) + left
             most = max(most, load, float(tables.apart[t, j, e]))
-            if at + 1 < len(stages):
-                entered = float(tables.receive[hop.target, hop.enters, e])
+            entered = arrived
         return most
 
 
@@ -206,17 +210,18 @@ class _Run:
 
     def template(self, i: int) -> Template:
         """The template behind the least price, by repeating each step's minimum backwards."""
-        tables, cut = self.tables, self.tables.num_layers
-        t, r = np.unravel_index(int(self.e[i, :, 0, :, cut].argmin()), self.e.shape[1:4:2])
-        p, stages = 0, []
+        cut, stages = self.tables.num_layers, []
+        left = self.e[i, :, 0, :, cut]
+        t, r = divmod(int(left.argmin()), left.shape[1])
+        p = 0
         while True:
-            x, start = self._start(i, (int(t), p, int(r)), cut)
+            x, start = self._start(i, (t, p, r), cut)
             if start == 0:
-                stages.append(TemplateStage(int(t), start, cut, True))
+                stages.append(TemplateStage(t, start, cut, True))
                 break
             value = self.g[i, t, x, r, start]
-            begins, source = self._source(i, (int(t), x, int(r)), start, float(value))
-            stages.append(TemplateStage(int(t), start, cut, begins))
+            begins, source = self._source(i, (t, x, r), start, float(value))
+            stages.append(TemplateStage(t, start, cut, begins))
             (t, p, r), cut = source, start
         stages.reverse()
         return Template(tuple(stages), self.pricing.period_s(stages))
@@ -238,8 +243,10 @@ class _Run:
         left."""
         tables, (t, x, r) = self.tables, state
         inside = tables.inside[t]
-        if inside is not None and inside.enters == x and tables.moving[inside.path, cut] <= (
-            self.times[i]
+        if (
+            inside is not None
+            and inside.enters == x
+            and tables.moving[inside.path, cut] <= (self.times[i])
         ):
             endless = tables.runs[t] == 0
             before = 0 if endless else r + 1

@@ -3,7 +3,7 @@
 A template's stages are runs of layers ``j .. e - 1``, each on one device of a kind ``t``. Seconds
 are for one microbatch:
 
-    own[t, j, e]       computing, and what the run's model inputs and outputs keep the device from it
+    own[t, j, e]       computing, and what the model's inputs and outputs keep the device from it
     apart[t, j, e]     the busiest wire between the device and the root
     moving[h, j]       what the tensors across cut ``j`` take on path ``h``
 
@@ -67,7 +67,7 @@ class TemplateTables:
     @property
     def num_layers(self) -> int:
         """Layers of the model."""
-        return self.own.shape[1] - 1
+        return int(self.own.shape[1]) - 1
 
     def least_s(self) -> float:
         """No pipeline takes less between microbatches: some stage holds each layer."""
@@ -116,12 +116,12 @@ class StageFigures:
         inside: list[Hop | None] = []
         runs = []
         for t, kind in enumerate(self.pools.kinds):
-            path = paths.inner.get(t)
-            if path is None or path == paths.outer.get((t, t)):
+            inner = paths.inner.get(t)
+            if inner is None or inner == paths.outer.get((t, t)):
                 inside.append(None)
                 runs.append(1)
             else:
-                inside.append(ports.hop(t, t, path, known[path]))
+                inside.append(ports.hop(t, t, inner, known[inner]))
                 runs.append(kind.largest_pool if kind.largest_pool <= MAX_RUN else 0)
         outside = tuple(ports.hop(t, u, path, known[path]) for (t, u), path in paths.outer.items())
         can = np.isfinite(own).any(axis=0)

@@ -91,9 +91,7 @@ def all_templates(pricing: Pricing, num_layers: int) -> list[tuple[TemplateStage
                 for begins in itertools.product((True, False), repeat=size - 1):
                     stages = tuple(
                         TemplateStage(t, j, e, b)
-                        for t, j, e, b in zip(
-                            kinds, [0, *cuts], ends, (True, *begins), strict=True
-                        )
+                        for t, j, e, b in zip(kinds, [0, *cuts], ends, (True, *begins), strict=True)
                     )
                     if allowed(pricing, stages):
                         found.append(stages)
@@ -137,7 +135,7 @@ def test_the_least_price_is_that_of_all_templates(devices: int, seed: int) -> No
     prices = np.cumsum(rng.uniform(0.5, 1.5, (pricing.tables.num_kinds, pricing.most)), axis=1)
     templates = all_templates(pricing, 4)
     periods = [pricing.period_s(stages) for stages in templates]
-    times = sorted(rng.choice(periods, 6)) + [0.8 * min(periods), 10.0]
+    times = [*sorted(rng.choice(periods, 6)), 0.8 * min(periods), 10.0]
     for within, (price, template) in zip(
         times, pricing.cheapest(prices, times, below=[np.inf] * len(times)), strict=True
     ):

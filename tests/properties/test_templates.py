@@ -72,5 +72,3 @@ def test_most_optima_are_found(pairs: list[tuple[SolverResult, SolverResult]]) -
         for one, best in there
     )
     assert found >= 0.6 * len(there)
-
-
