@@ -77,8 +77,7 @@ def _below(limits: SolveLimits, result: SolverResult) -> SolveLimits:
     """Limits for a search beside one with this result: equally good plans are of no use."""
     if result.objective_s is None:
         return limits
-    cutoff = result.objective_s * (1 - TOLERANCE / 2)
-    return replace(limits, cutoff_s=min(cutoff, limits.cutoff_s or cutoff))
+    return replace(limits, cutoff_s=min(result.objective_s, limits.cutoff_s or math.inf))
 
 
 def _either(
@@ -156,7 +155,8 @@ def _single(
     good_enough = min(known) <= limits.goal_s
     if not open_gap or good_enough or limits.expired or second.rejects(problem) is not None:
         return solver.name, result
-    other = second.solve(problem, cost=cost, limits=_below(limits, result))
+    cutoff = min(x for x in (useful * (1 + TOLERANCE / 2), limits.cutoff_s) if x is not None)
+    other = second.solve(problem, cost=cost, limits=replace(limits, cutoff_s=cutoff))
     return f"{solver.name}, {second.name}", _joined(problem, cost, result, other)
 
 

@@ -69,11 +69,15 @@ class GroupValues(Protocol):
         """The stages of every known plan, with its group."""
 
     def refine(
-        self, parts: Sequence[Part], useful_s: float, limits: SolveLimits, progress: Progress
+        self,
+        parts: Sequence[Part],
+        between_s: tuple[float, float],
+        limits: SolveLimits,
+        progress: Progress,
     ) -> None:
-        """Narrow what is known of the first of ``parts``, and with it of others, by one trial.
+        """Narrow what is known of some of ``parts``, and with it of others, by one trial.
 
-        Plans at or above ``useful_s`` are of no use.
+        The best division lies between two times: what is proved, and what is of use.
 
         Raises:
             TimeoutError: the deadline has passed.
@@ -88,6 +92,7 @@ class PeriodValues:
         self._below = least_s.copy()
         self._known = np.full(len(least_s), np.inf)
         self._plans: dict[int, list[Step]] = {}
+        self._target_s = 0.0
         self._ask = False
 
     @cached_property
@@ -119,18 +124,21 @@ class PeriodValues:
         yield from sorted(self._plans.items())
 
     def refine(
-        self, parts: Sequence[Part], useful_s: float, limits: SolveLimits, progress: Progress
+        self,
+        parts: Sequence[Part],
+        between_s: tuple[float, float],
+        limits: SolveLimits,
+        progress: Progress,
     ) -> None:
         """See :class:`GroupValues`."""
-        group, count = parts[0]
-        low = float(self._below[group])
-        high = min(float(self._known[group]) * (1 - PROOF), useful_s / count)
-        if high == np.inf:
-            trial = ENDLESS_S
-        else:
-            # Halve while the interval is wide; then ask for the proof at once, every other time.
-            self._ask = not self._ask and high - low < WIDE * high
-            trial = high if self._ask else _between(low, high)
+        bound_s, useful_s = between_s
+        if not bound_s * (1 + PROOF) < self._target_s <= useful_s * (1 - PROOF):
+            self._target_s = self._next_target_s(bound_s, useful_s)
+        late = [part for part in parts if self.known_s(part) > self._target_s * (1 + PROOF / 2)]
+        if not late:  # reached, but for rounding
+            self._target_s = _between(bound_s, self._target_s * (1 - PROOF))
+        group, count = (late or parts)[0]
+        trial = min(self._target_s / count, ENDLESS_S)
         survey = self._search.survey(self._most * trial, limits, progress)
         can = np.zeros(len(self._below), dtype=np.bool_)
         can[list(survey.ends)] = True
@@ -144,6 +152,16 @@ class PeriodValues:
         # What is left between them is rounding.
         closed = self._below * (1 + 2 * PROOF) >= self._known
         self._below = np.where(closed, self._known, self._below)
+
+    def _next_target_s(self, bound_s: float, useful_s: float) -> float:
+        """The time that all groups are asked about next, with their parts of the microbatches.
+
+        First whether there is anything of use, for that is mostly refused; then the interval is
+        halved while it is wide, and its end is asked about every other time.
+        """
+        first, self._target_s = self._target_s == 0.0, useful_s * (1 - PROOF)
+        self._ask = first or (not self._ask and useful_s - bound_s < WIDE * useful_s)
+        return self._target_s if self._ask else _between(bound_s, self._target_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,10 +265,14 @@ class LatencyValues:
                 yield group, plan.steps
 
     def refine(
-        self, parts: Sequence[Part], useful_s: float, limits: SolveLimits, progress: Progress
+        self,
+        parts: Sequence[Part],
+        between_s: tuple[float, float],
+        limits: SolveLimits,
+        progress: Progress,
     ) -> None:
         """See :class:`GroupValues`."""
-        limit_s = self._next_limit_s(parts[0], useful_s)
+        limit_s = self._next_limit_s(parts[0], between_s[1])
         survey = self._search.survey(limit_s, limits, progress)
         sums = np.full(len(self._below), np.inf)
         for group, end in survey.ends.items():

@@ -151,13 +151,14 @@ class _Search:
                 self.bound_s = self.ceiling_s
                 return True
             self.bound_s = max(self.bound_s, division.seconds)
-            unsure = _least_known(values, division.parts)
+            unsure = _least_known(values, division)
             if not unsure:
                 self._keep(values.steps, division)
                 return True
             if trial == MAX_TRIALS or self.ceiling_s <= self.limits.goal_s:
                 break
-            values.refine(unsure, self.ceiling_s, self.limits, self.progress)
+            between_s = self.bound_s, self.ceiling_s
+            values.refine(unsure, between_s, self.limits, self.progress)
             reached = self._divide(values.known_capacity, values.known_s)
             if reached is not None:
                 self._keep(values.steps, reached)
@@ -200,7 +201,7 @@ class _Search:
         """The best division below the ceiling, where groups are as good as these say."""
         best: _Division | None = None
         total = self.problem.num_microbatches
-        within = self.ceiling_s * (1 - PROOF)
+        within = self.ceiling_s * (1 - 2 * PROOF)
         for _ in range(MAX_DIVISIONS):
             groups = self.partitions.best(capacity(within), total, most_groups=most_groups)
             if groups is None:
@@ -271,15 +272,16 @@ class _Search:
         )
 
 
-def _least_known(values: GroupValues, parts: Sequence[Part]) -> list[Part]:
-    """The parts whose value is not known exactly, those of which least is known first."""
+def _least_known(values: GroupValues, division: _Division) -> list[Part]:
+    """The parts that no known plan does in the time of the division, the least known first."""
+    enough_s = division.seconds * (1 + 2 * PROOF)
+    late = [p for p in dict.fromkeys(division.parts) if values.known_s(p) > enough_s]
 
     def ratio(part: Part) -> float:
         least_s = values.least_s(part)
         return values.known_s(part) / least_s if least_s > 0 else math.inf
 
-    open_parts = [p for p in dict.fromkeys(parts) if ratio(p) > 1 + 2 * PROOF]
-    return sorted(open_parts, key=lambda p: (-ratio(p), -p[0]))
+    return sorted(late, key=lambda part: (-ratio(part), -part[0]))
 
 
 def _shared(
