@@ -28,9 +28,6 @@ from planner.solvers.chain_segments import Floats
 Piece = tuple[int, int]
 """A kind of device, and how many of them in one pool."""
 
-DETERMINISTIC_S = 0.15
-"""Effort of one rounding, on CP-SAT's own clock: the same answer on every machine."""
-
 ROOM = 3
 """Copies of a template, more or fewer than in real numbers, that rounding may take."""
 
@@ -117,11 +114,17 @@ class Master:
         )
 
     def round_down(
-        self, values: Sequence[int], wanted: int, hint: Sequence[float], limits: SolveLimits
+        self,
+        values: Sequence[int],
+        wanted: int,
+        hint: Sequence[float],
+        limits: SolveLimits,
+        effort_s: float = 1.0,
     ) -> tuple[tuple[int, ...], dict[tuple[int, int, int], int]]:
         """Whole numbers of each template worth up to ``wanted`` together, and what is taken apart.
 
-        Near ``hint``. Worth zero if time is short.
+        Near ``hint``, with ``effort_s`` on CP-SAT's own clock, so that the answer is the same on
+        every machine. Worth zero if time is short.
         """
         model = cp_model.CpModel()
         pools = self.supply.pools
@@ -163,7 +166,7 @@ class Master:
         solver.parameters.interleave_search = True
         solver.parameters.random_seed = limits.seed
         solver.parameters.max_time_in_seconds = max(0.01, limits.remaining_s())
-        solver.parameters.max_deterministic_time = DETERMINISTIC_S
+        solver.parameters.max_deterministic_time = effort_s
         status = solver.solve(model)
         if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
             return tuple(0 for _ in columns), {}

@@ -37,14 +37,17 @@ from planner.solvers.template_tables import StageFigures
 MAX_KINDS = 48
 """Kinds of device; of more, a sweep takes too long."""
 
-MAX_FIGURES = 3e8
-"""Kinds times layers squared: bytes of tables, by about ten."""
+MAX_FIGURES = 5e7
+"""Kinds times layers squared; tables take about fifty bytes for each."""
 
 ENDLESS_S = 1e300
 """A time between microbatches that any pipeline keeps."""
 
 SLACK = (2e-3, 5e-3, 1e-2, 2e-2, 5e-2)
 """Fractions by which the least period in real numbers is stretched until whole ones suffice."""
+
+EFFORTS_S = (0.15, 1.5)
+"""Of one rounding: first a moment, then, if the plan is not good enough, ten times as much."""
 
 ENOUGH = 3e-3
 """A plan this close to the bound is not worth rounding again."""
@@ -93,25 +96,26 @@ class _Search:
         self.priced = 0
 
     def run(self) -> SolverResult:
-        """Bound and plan at best, then plans that keep at worst if these promise more."""
+        """Bound and plan at best, then plans that keep at worst, then at best with more effort."""
         if not self.figures.root_can_stay_empty:
             return self._result(nothing=True)
         if not self._possible():
             return self._result(nothing=True)
         begun = time.monotonic()
         part = replace(self.limits, deadline=begun + 0.5 * self.limits.remaining_s())
-        columns, kept = self._settle(self.pools.best, part)
+        columns, proved_s, kept = self._settle(self.pools.best, part)
         if self.problem.graph.is_chain:
-            self.bound_s = max(self.bound_s, columns[1])
+            self.bound_s = max(self.bound_s, proved_s)
         if kept is None:
             return self._result(nothing=False)
         part = replace(self.limits, deadline=begun + 0.7 * self.limits.remaining_s())
-        self._round(columns[0], kept, part)
+        self._round(columns, kept, part, EFFORTS_S[0])
         if self._open and self.pools.worst != self.pools.best and not self.limits.expired:
-            safe, sound = self._settle(self.pools.worst, self.limits)
+            safe, _, sound = self._settle(self.pools.worst, self.limits)
             if sound is not None and sound.period_s < self.ceiling_s:
-                self._round(safe[0], sound, self.limits)
-        self._ask(columns[0])
+                self._round(safe, sound, self.limits, EFFORTS_S[0])
+        self._round(columns, kept, self.limits, EFFORTS_S[1])
+        self._ask(columns)
         return self._result(nothing=False)
 
     def _possible(self) -> bool:
@@ -135,17 +139,16 @@ class _Search:
             if trial.at_most < columns.wanted * (1 - PROOF):
                 self.bound_s = self.ceiling_s
 
-    def _settle(
-        self, paths: Paths, limits: SolveLimits
-    ) -> tuple[tuple[Columns, float], Trial | None]:
+    def _settle(self, paths: Paths, limits: SolveLimits) -> tuple[Columns, float, Trial | None]:
+        """The templates for these paths, a proved bound, and the least period that is kept."""
         columns = Columns(
             self.figures.tables(paths), self.pools, self.problem.num_microbatches, limits
         )
         proved, kept = settle(columns, self.bound_s, self.ceiling_s)
         self.priced += columns.priced
-        return (columns, proved), kept
+        return columns, proved, kept
 
-    def _round(self, columns: Columns, kept: Trial, limits: SolveLimits) -> None:
+    def _round(self, columns: Columns, kept: Trial, limits: SolveLimits, effort_s: float) -> None:
         """Whole numbers of pipelines for periods a little longer and longer."""
         placing = Placing(self.problem, self.pools, columns.tables.runs, self.cost)
         for slack in SLACK:
@@ -154,7 +157,9 @@ class _Search:
                 return
             values = columns.values(period_s)
             hint = columns.master.relax(values).counts
-            counts, splits = columns.master.round_down(values, columns.wanted, hint, limits)
+            counts, splits = columns.master.round_down(
+                values, columns.wanted, hint, limits, effort_s
+            )
             placed = placing.place(columns.templates, counts, splits)
             assignment = shared(self.problem, placed)
             self.priced += len(placed)
