@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from planner.cost import CostModel
+from planner.flows import Routing
 from planner.pools import Path, Pools
 from planner.problem import PlanningProblem
 from planner.rules import best_routing
@@ -39,7 +40,7 @@ class Placing:
         self, problem: PlanningProblem, pools: Pools, runs: Sequence[int], cost: CostModel
     ) -> None:
         self.problem, self.pools, self.runs, self.cost = problem, pools, runs, cost
-        self._priced: dict[tuple[object, ...], tuple[float, PipelineAssignment] | None] = {}
+        self._priced: dict[tuple[object, ...], tuple[float, Routing] | None] = {}
 
     def place(
         self,
@@ -93,29 +94,26 @@ class Placing:
 
     def _price(self, template: Template, devices: Sequence[str]) -> PlacedPipeline | None:
         """One copy on these devices; alike ones with like links are priced once."""
-        links, root = self.problem.cluster, self.problem.cluster.root
+        links, root = self.problem.links, self.problem.cluster.root
         ways = zip((root, *devices), (*devices, root), strict=True)
-        around = ((end, device) for device in devices for end in (root,))
+        around = (pair for d in devices for pair in ((root, d), (d, root)))
         key = (
             template.stages,
-            *(Path.of(links.link(a, b)) if a != b else None for a, b in (*ways, *around)),
+            *(Path.of(links[a, b]) if a != b else None for a, b in (*ways, *around)),
         )
+        stages = self._stages(template, devices)
+        items = self.problem.microbatch
         if key not in self._priced:
-            stages = self._stages(template, devices)
-            assignment, price = best_routing(
-                replace(self.problem, items=self.problem.microbatch), self.cost, stages
-            )
-            self._priced[key] = (price.period_s, assignment.pipelines[0]) if price.fits else None
+            one = replace(self.problem, items=items)
+            assignment, price = best_routing(one, self.cost, stages)
+            routing = assignment.pipelines[0].routing
+            self._priced[key] = (price.period_s, routing) if price.fits else None
         known = self._priced[key]
         if known is None:
             return None
-        stages = self._stages(template, devices)
-        return PlacedPipeline(
-            PipelineAssignment(
-                items=self.problem.microbatch, stages=stages, routing=known[1].routing
-            ),
-            known[0],
-        )
+        period_s, routing = known
+        pipeline = PipelineAssignment(items=items, stages=stages, routing=routing)
+        return PlacedPipeline(pipeline, period_s)
 
     def _stages(self, template: Template, devices: Sequence[str]) -> tuple[StageAssignment, ...]:
         return tuple(
