@@ -142,7 +142,9 @@ def test_a_time_that_is_no_number_is_refused(seconds: float) -> None:
 
 
 def test_an_unknown_solver_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(InvalidInputError, match="there are chain, cp_sat, greedy, pipelines, exhaustive"):
+    with pytest.raises(
+        InvalidInputError, match="there are chain, cp_sat, greedy, pipelines, exhaustive"
+    ):
         plan(UNEQUAL, batch_size=4, solver="gurobi")
     with pytest.raises(InvalidInputError, match="exhaustive: more than"):
         plan(world({"a": [1.0] * 9}), batch_size=1, solver="exhaustive")
