@@ -13,7 +13,7 @@ from planner.lower import describe_bottleneck
 from planner.planfile import Alternative, IdleDevice
 from planner.problem import PlanningProblem
 from planner.request import Objective, Split
-from planner.rules import RuleOutcome, apply_rules
+from planner.rules import RuleOutcome
 from planner.solvers.base import TOLERANCE, Assignment, SolverResult, SolveStatus
 from profiler.units import format_bytes, format_seconds
 
@@ -39,40 +39,46 @@ class Chosen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rival:
-    """Another plan, or why there is none."""
+    """Another plan for a variant of the problem, or why there is none."""
 
     name: str
+    problem: PlanningProblem
     assignment: Assignment | None
     objective_s: float | None
     why_not: str
 
 
-def rule_rivals(models: Sequence[CostModel], chosen: Chosen) -> list[Rival]:
+def rule_rivals(
+    applied: Sequence[tuple[PlanningProblem, Sequence[RuleOutcome]]], chosen: Chosen
+) -> list[Rival]:
     """The rules people use, each at its best microbatch size."""
-    outcomes: dict[int, list[tuple[CostModel, RuleOutcome]]] = {}
-    for cost in models:
-        for position, outcome in enumerate(apply_rules(cost.problem, cost)):
-            outcomes.setdefault(position, []).append((cost, outcome))
+    outcomes: dict[int, list[tuple[PlanningProblem, RuleOutcome]]] = {}
+    for problem, found in applied:
+        for position, outcome in enumerate(found):
+            outcomes.setdefault(position, []).append((problem, outcome))
     rivals = []
     for tried in outcomes.values():
         priced = [
-            (price.objective_s(cost.problem.request.objective), outcome, price)
-            for cost, outcome in tried
+            (price.objective_s(problem.request.objective), problem, outcome, price)
+            for problem, outcome in tried
             if (price := outcome.price) is not None
         ]
         if not priced:
-            outcome = tried[-1][1]
-            rivals.append(
-                Rival(name=outcome.name, assignment=None, objective_s=None, why_not=outcome.why_not)
-            )
+            problem, outcome = tried[-1]
+            rivals.append(_lacking(problem, outcome.name, outcome.why_not))
             continue
-        objective, outcome, price = min(priced, key=lambda p: p[0])
-        rivals.append(_priced(outcome.name, outcome.assignment, objective, price, chosen))
+        _, problem, outcome, price = min(priced, key=lambda p: p[0])
+        rivals.append(_priced(problem, outcome.name, outcome.assignment, price, chosen))
     return rivals
 
 
-def split_rivals(models: Sequence[CostModel], chosen: Chosen, resolve: Resolve) -> list[Rival]:
-    """The best plans that may use fewer ways to split the work than the chosen one does."""
+def split_rivals(
+    others: Sequence[PlanningProblem], chosen: Chosen, resolve: Resolve
+) -> list[Rival]:
+    """The best plans that may use fewer ways to split the work than the chosen one does.
+
+    ``others`` are the problems at other microbatch sizes.
+    """
     problem = chosen.problem
     if len(problem.devices) > MAX_DEVICES:
         return []
@@ -80,25 +86,18 @@ def split_rivals(models: Sequence[CostModel], chosen: Chosen, resolve: Resolve) 
     for name, splits in _fewer_splits(problem, chosen.assignment).items():
         problems = [problem]
         if splits == (Split.PIPELINES,):  # quickly solved; many microbatches are even shares
-            problems += [m.problem for m in models if m.problem.microbatch != problem.microbatch]
+            problems += [p for p in others if p.microbatch != problem.microbatch]
         tried = []
         for here in problems:
             request = here.request.model_copy(update={"splits": splits})
             result = resolve(replace(here, request=request))
             tried.append((result.objective_s is None, result.objective_s or 0.0, result, here))
-        lacking, objective_s, result, here = min(tried, key=lambda t: t[:2])
-        if lacking or result.assignment is None:
-            rivals.append(
-                Rival(
-                    name=name,
-                    assignment=None,
-                    objective_s=None,
-                    why_not=f"no such plan fits (solver {result.status})",
-                )
-            )
+        *_, result, here = min(tried, key=lambda t: t[:2])
+        if result.assignment is None:
+            rivals.append(_lacking(here, name, f"no such plan fits (solver {result.status})"))
             continue
         price = CostModel(here).evaluate(result.assignment)
-        rivals.append(_priced(name, result.assignment, objective_s, price, chosen))
+        rivals.append(_priced(here, name, result.assignment, price, chosen))
     return rivals
 
 
@@ -170,19 +169,31 @@ def as_alternatives(rivals: Sequence[Rival]) -> tuple[Alternative, ...]:
     )
 
 
+def _lacking(problem: PlanningProblem, name: str, why_not: str) -> Rival:
+    return Rival(name=name, problem=problem, assignment=None, objective_s=None, why_not=why_not)
+
+
 def _priced(
-    name: str, assignment: Assignment | None, objective_s: float, price: PlanCost, chosen: Chosen
+    problem: PlanningProblem,
+    name: str,
+    assignment: Assignment | None,
+    price: PlanCost,
+    chosen: Chosen,
 ) -> Rival:
-    assert assignment is not None
-    if assignment == chosen.assignment:
-        return Rival(
-            name=name, assignment=assignment, objective_s=objective_s, why_not="this is the plan"
-        )
+    objective_s = price.objective_s(problem.request.objective)
     slower = _slower(objective_s, chosen)
-    why = slower if slower else "equally good"
+    same = assignment == chosen.assignment and problem.microbatch == chosen.problem.microbatch
+    why = "this is the plan" if same else slower or "equally good"
     if slower and chosen.problem.request.objective is Objective.THROUGHPUT:
+        assert assignment is not None
         why += f"; {describe_bottleneck(assignment, price)}"
-    return Rival(name=name, assignment=assignment, objective_s=objective_s, why_not=why)
+    return Rival(
+        name=name,
+        problem=problem,
+        assignment=assignment,
+        objective_s=objective_s,
+        why_not=why,
+    )
 
 
 def _slower(objective_s: float, chosen: Chosen) -> str:
@@ -202,7 +213,7 @@ def _forced(chosen: Chosen, device: str, result: SolverResult) -> Rival:
             why = f"every plan with it takes at least {format_seconds(result.bound_s)}"
         else:
             why = _no_room(problem, device)
-        return Rival(name=f"with {device}", assignment=None, objective_s=None, why_not=why)
+        return _lacking(problem, f"with {device}", why)
     ours, theirs = format_seconds(chosen.objective_s), format_seconds(objective_s)
     what = "period" if problem.request.objective is Objective.THROUGHPUT else "latency"
     slower = _slower(objective_s, chosen)
@@ -218,6 +229,7 @@ def _forced(chosen: Chosen, device: str, result: SolverResult) -> Rival:
         why = f"a stage on it does not bring the {what} below {ours}"
     return Rival(
         name=f"with {device}",
+        problem=problem,
         assignment=result.assignment,
         objective_s=objective_s,
         why_not=why,

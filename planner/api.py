@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
-from planner.alternatives import as_alternatives, idle_rivals, rule_rivals, split_rivals
+from planner.alternatives import as_alternatives
 from planner.cost import CostModel
 from planner.infeasible import explain_failure, unproved
 from planner.lower import estimate, lower
@@ -31,6 +31,8 @@ from profiler.errors import ApportionError, InvalidInputError
 from profiler.profile import Profile
 
 CREATED_BY = "apportion 0.1.0"
+
+_ADOPTIONS = 2  # times that a rival which turns out better, where nothing was proved, is taken
 
 
 def plan(
@@ -57,12 +59,12 @@ def plan(
     search.run()
     if search.best is None:
         raise _failure(search)
-    idle, forced = idle_rivals(search.best, search.resolve, bound_s=search.bound_s)
-    if search.adopt(forced):  # possible only where nothing was proved
-        idle, forced = idle_rivals(search.best, search.resolve, bound_s=search.bound_s)
+    idle, forced, rivals = search.evidence()
+    for _ in range(_ADOPTIONS):
+        if not search.adopt([*forced, *rivals]):
+            break
+        idle, forced, rivals = search.evidence()
     chosen, result = search.best, search.results[search.best.problem.microbatch]
-    models = search.models
-    rivals = rule_rivals(models, chosen) + split_rivals(models, chosen, search.resolve)
     spec = lower(chosen.problem, chosen.assignment, chosen.price)
     inputs = PlanInputs(
         model=ModelInput(

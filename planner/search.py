@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from planner.alternatives import Chosen, Rival
+from planner.alternatives import Chosen, Rival, idle_rivals, rule_rivals, split_rivals
 from planner.bounds import objective_bound_s
 from planner.cost import CostModel
 from planner.microbatches import microbatch_sizes
+from planner.planfile import IdleDevice
 from planner.portfolio import solve
 from planner.problem import PlanningProblem
 from planner.request import PlanRequest
+from planner.rules import RuleOutcome, apply_rules
 from planner.solvers.base import TOLERANCE, SolveLimits, SolverResult, SolveStatus
 from profiler.cluster import Cluster
 from profiler.profile import Profile
@@ -42,6 +44,7 @@ class Search:
     results: dict[int, SolverResult] = field(default_factory=dict)
     ended: set[int] = field(default_factory=set)  # sizes whose search stopped by itself
     costs: list[CostModel] = field(default_factory=list)  # of sizes that were measured
+    rules: list[tuple[PlanningProblem, tuple[RuleOutcome, ...]]] = field(default_factory=list)
     bounds_s: dict[int, float] = field(default_factory=dict)  # before any solve, by size
     solver_names: dict[str, None] = field(default_factory=dict)
     candidates: int = 0
@@ -53,6 +56,9 @@ class Search:
         limit = self.request.limits.time_s
         end = time.monotonic() + limit
         self.costs = self._promising(sizes.measured)
+        self.rules = [(cost.problem, apply_rules(cost.problem, cost)) for cost in self.costs]
+        if self.request.solver is None:  # a named solver answers alone
+            self._begin()
         self._pass(self.costs, end)
         # What does not fit at the smallest size fits at no other.
         more = sizes.between[:1] if self.infeasible else sizes.between
@@ -81,7 +87,10 @@ class Search:
         )[1]
 
     def adopt(self, rivals: Sequence[Rival]) -> bool:
-        """Make the best of ``rivals`` the plan; whether it is better than the present one."""
+        """Make the best of ``rivals`` the plan; whether it is better than the present one.
+
+        That can be only where nothing was proved.
+        """
         assert self.best is not None
         present = self.best
         for rival in rivals:
@@ -89,12 +98,25 @@ class Search:
                 continue
             if rival.objective_s < self.best.objective_s * (1 - TOLERANCE):
                 self.best = Chosen(
-                    problem=present.problem,
+                    problem=replace(rival.problem, request=self.request, required=frozenset()),
                     assignment=rival.assignment,
-                    price=CostModel(present.problem).evaluate(rival.assignment),
+                    price=CostModel(rival.problem).evaluate(rival.assignment),
                     objective_s=rival.objective_s,
                 )
         return self.best is not present
+
+    def evidence(self) -> tuple[list[IdleDevice], list[Rival], list[Rival]]:
+        """Why not otherwise: the devices that stay idle, the best plans that use one of them, and
+        other plans that were not chosen."""
+        assert self.best is not None
+        chosen = self.best
+        idle, forced = idle_rivals(chosen, self.resolve, bound_s=self.bound_s)
+        rules = list(self.rules)
+        others = [problem for problem, _ in rules]
+        if all(problem.microbatch != chosen.problem.microbatch for problem in others):
+            rules.append((chosen.problem, apply_rules(chosen.problem, CostModel(chosen.problem))))
+        rivals = rule_rivals(rules, chosen) + split_rivals(others, chosen, self.resolve)
+        return idle, forced, rivals
 
     @property
     def bound_s(self) -> float:
@@ -103,8 +125,7 @@ class Search:
         bounds = [self.best.objective_s]
         for size, result in self.results.items():
             if result.status is not SolveStatus.INFEASIBLE:
-                known = result.bound_s
-                bounds.append(self.bounds_s[size] if known is None else known)
+                bounds.append(max(self.bounds_s[size], result.bound_s or 0.0))
         return min(bounds)
 
     @property
@@ -122,14 +143,6 @@ class Search:
         return (self.best.objective_s - self.bound_s) / max(self.bound_s, 1e-300)
 
     @property
-    def models(self) -> list[CostModel]:
-        """The prices at the chosen microbatch size and at those that were measured."""
-        assert self.best is not None
-        chosen = self.best.problem
-        others = [c for c in self.costs if c.problem.microbatch != chosen.microbatch]
-        return [CostModel(chosen), *others]
-
-    @property
     def infeasible(self) -> bool:
         """Whether it is proved of every size that nothing fits."""
         return all(r.status is SolveStatus.INFEASIBLE for r in self.results.values())
@@ -140,6 +153,21 @@ class Search:
         if len(sizes) == 1:
             return f"microbatches of {sizes[0]}"
         return f"microbatches of {', '.join(map(str, sizes[:-1]))} or {sizes[-1]}"
+
+    def _begin(self) -> None:
+        """Nothing worse than what people do by rule is looked for."""
+        for problem, outcomes in self.rules:
+            for outcome in outcomes:
+                if outcome.assignment is None or outcome.price is None:
+                    continue
+                found = Chosen(
+                    problem=problem,
+                    assignment=outcome.assignment,
+                    price=outcome.price,
+                    objective_s=outcome.price.objective_s(self.request.objective),
+                )
+                if self.best is None or _better(found, self.best):
+                    self.best = found
 
     def _promising(self, sizes: Sequence[int]) -> list[CostModel]:
         """Sizes with least bound first; of equal ones the largest."""

@@ -137,7 +137,7 @@ class PeriodValues:
         late = [part for part in parts if self.known_s(part) > self._target_s * (1 + PROOF / 2)]
         if not late:  # reached, but for rounding
             self._target_s = _between(bound_s, self._target_s * (1 - PROOF))
-        group, count = (late or parts)[0]
+        count = (late or parts)[0][1]
         trial = min(self._target_s / count, ENDLESS_S)
         survey = self._search.survey(self._most * trial, limits, progress)
         can = np.zeros(len(self._below), dtype=np.bool_)
