@@ -42,6 +42,7 @@ class Division(StrEnum):
 
     LAYERS = "layers"
     BATCH = "batch"
+    PIPELINES = "pipelines"
 
 
 class Page(StrEnum):
@@ -81,7 +82,7 @@ def plan(  # noqa: PLR0913  (one parameter a flag)
         int | None, typer.Option(help="Items that travel together; default: the best.")
     ] = None,
     split: Annotated[
-        list[Division] | None, typer.Option(help="Allowed ways to split; default: both.")
+        list[Division] | None, typer.Option(help="Allowed ways to split; default: all.")
     ] = None,
     pin: Annotated[
         list[str] | None, typer.Option(help="LAYERS=DEVICE: run them there and nowhere else.")

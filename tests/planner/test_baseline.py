@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.api import plan
+from planner.baseline import Baseline, beside
 from planner.check import check_plan, rederive
 from planner.explain import explain
 from planner.findings import Severity
@@ -168,33 +169,47 @@ class TestNearTies:
         assert record(plan(profile, baseline=used, min_gain=0.9)).verdict == "kept"
 
 
-def test_a_plan_of_another_kind_may_be_better_than_the_bound() -> None:
-    # Two whole copies side by side, 4 items each, on devices that are alike: 6 layers x 4 items.
-    # Lines of stages of a question that allows no batch split in a stage reach 3 x 8 = 24 as well;
-    # of one that also keeps all layers together, only 48.
-    profile = world(a=1.0, b=1.0)
-    request = REQUEST.model_copy(update={"splits": (Split.LAYERS, Split.BATCH), "max_stages": 1})
-    used = make_plan(
+def side_by_side(profile: Profile, request: PlanRequest) -> Plan:
+    # Two whole copies, 4 items each, on devices that are alike: 6 layers x 4 items take 24 s.
+    return make_plan(
         profile,
         [Part(layers=range(6), devices=["h/a"])],
         [Part(layers=range(6), devices=["h/b"])],
         items=[4, 4],
-        request=request.model_copy(update={"microbatch_size": 1}),
+        request=request,
     )
-    one_by_one = request.model_copy(update={"microbatch_size": 1})
+
+
+def test_a_plan_of_another_kind_may_be_better_than_the_bound() -> None:
+    # One pipeline of one stage on one device takes 48 s.
+    profile = world(a=1.0, b=1.0)
+    wish = {"splits": (Split.LAYERS, Split.PIPELINES), "max_stages": 1, "microbatch_size": 1}
+    request = REQUEST.model_copy(update=wish)
+    used = side_by_side(profile, request)
     assert used.search.objective_s == pytest.approx(24.0, rel=1e-3)
-    made = plan(profile, one_by_one, baseline=used)
-    alone = plan(profile, one_by_one)
+    narrow = plan(profile, request.model_copy(update={"splits": (Split.LAYERS,)}))
+    assert narrow.search.bound_s == pytest.approx(48.0, rel=1e-3)
+    inputs = narrow.inputs.model_copy(update={"request": request})
+    best = resigned(narrow.model_copy(update={"inputs": inputs}))
+    made = beside(best, Baseline(plan=used), profile)
     assert errors(made, profile) == []
-    if alone.search.bound_s > used.search.objective_s:
-        # Outside of what was searched: kept, and not called optimal.
-        assert (record(made).verdict, made.search.status) == ("kept", "feasible")
-        assert made.search.bound_s == made.search.objective_s
-        assert made.search.space.endswith("; the plan in use is of another kind")
-        assert made.spec == used.spec
-    else:
-        # A planner that searches copies side by side finds one that is as good.
-        assert made.search.objective_s == pytest.approx(used.search.objective_s)
+    # Outside of what was searched: kept, and not called optimal.
+    assert (record(made).verdict, made.search.status) == ("kept", "feasible")
+    assert made.search.bound_s == made.search.objective_s
+    assert made.search.space.endswith("; the plan in use is of another kind")
+    assert made.spec == used.spec
+    # A planner that may search copies side by side finds one that is as good.
+    found = plan(profile, request, baseline=used)
+    assert found.search.objective_s == pytest.approx(used.search.objective_s)
+    assert found.search.status == "optimal"
+
+
+def test_a_plan_of_a_kind_that_is_not_wanted_any_more_does_not_fit() -> None:
+    profile = world(a=1.0, b=1.0)
+    request = REQUEST.model_copy(update={"splits": (Split.LAYERS, Split.BATCH)})
+    made = plan(profile, request, baseline=side_by_side(profile, request))
+    assert record(made).verdict == "unfit"
+    assert errors(made, profile) == []
 
 
 class TestUnfit:

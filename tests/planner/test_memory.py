@@ -26,7 +26,9 @@ def evaluate(
 ) -> PlanCost:
     request = PlanRequest.model_validate({"batch_size": 8, "reserve_bytes": 0, **wishes})
     problem = PlanningProblem.build(profile, request, microbatch=2)
-    return CostModel(problem).evaluate(Assignment(stages=stages, routing=routing))
+    return CostModel(problem).evaluate(
+        Assignment.single(stages, items=problem.batch, routing=routing)
+    )
 
 
 def on(device: str, *layers: int, share: int = 2, whole: bool = False) -> StageAssignment:

@@ -120,13 +120,14 @@ def make_profile(
     mapped_fraction: float = 0.0,
 ) -> Profile:
     """``seconds[device][layer]`` is the time of one item; more items take proportionally longer.
+    Devices by their full name, or by the part behind the host.
 
     ``fixed_fraction`` of the one-item time does not grow with items. ``heap_permille`` is for one
     item and falls with items; ``mapped_fraction`` of every other layer's peak is in large blocks.
     """
     timings = []
     for name in cluster.device:
-        per_layer = seconds[name.split("/")[1]]
+        per_layer = seconds[name if name in seconds else name.split("/")[1]]
         rows = {
             layer.twin: tuple(
                 Measurement(
