@@ -12,9 +12,11 @@ import pytest
 from profiler.cluster import Cluster, Device, Host, Link
 from profiler.errors import StalePlanError
 from profiler.profile import Conditions, DeviceTimings, Measurement, Profile, TwinCheck
-from profiler.spotcheck import Spot, compare, differing
+from profiler.session import observe
+from profiler.spotcheck import compare, differing, measure_spot
 from profiler.together import itemwise_everywhere, merge_conditions, require_same_model
-from tests.support.builders import make_graph
+from tests.support.builders import make_cluster
+from tests.support.captures import captured
 from tests.support.hosts import Ended, hosts
 
 # --- merging -------------------------------------------------------------------------------------
@@ -100,14 +102,17 @@ def timings(seconds: dict[str, float], **more: object) -> DeviceTimings:
     )
 
 
-def test_a_spot_check_takes_the_layers_that_matter() -> None:
-    graph = make_graph([(i, i + 1) for i in range(5)], 6)
-    twins = [layer.twin for layer in graph.layers]
-    assert len(set(twins)) == 6
-    cost = dict(zip(twins, (1.0, 6.0, 2.0, 5.0, 4.0, 3.0), strict=True))
-    spot = Spot.choose(graph, timings(cost))
-    assert set(spot.twins) == {twins[1], twins[3], twins[4], twins[5]}
-    assert spot.items == 4
+def test_a_spot_check_times_runs_of_layers_against_given_figures() -> None:
+    made = captured("mlp")
+    observed = observe(made, [4])
+    cluster = make_cluster({"cpu": 2**30}, types={"cpu": "p"})
+    rows = {
+        twin: (Measurement(items=4, median_s=1.0, spread=0.0, samples=1, peak_bytes=0),)
+        for twin in observed.bench.built
+    }
+    like = DeviceTimings(measured_on="h/cpu", devices=("h/cpu",), layers=rows)
+    # Layers that would take a second take some microseconds.
+    assert 0 < measure_spot(observed, cluster, "h/cpu", like) < 0.01
 
 
 def test_twins_within_five_percent_are_fine_and_others_are_warned_of() -> None:

@@ -1,7 +1,7 @@
 """Two hosts made by hand on this machine: network namespaces, a shaped cable, a processor quota.
 
 Needs root, ``ip``, ``tc`` and ``nsenter``, and the cpu controller of cgroup v1. Everything is named
-``apl-`` and this process's id, and goes away at the end.
+``apl-`` and this process's id, and goes away at the end; what a killed run left, at the next start.
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ def two_hosts(
 ) -> Iterator[TwoHosts]:
     """Two hosts and a cable between them; ``shapes`` of what leaves each, ``quota`` in cores."""
     names = (f"apl-{os.getpid()}-0", f"apl-{os.getpid()}-1")
+    _sweep()
     try:
         for name in names:
             _run("ip", "netns", "add", name)
@@ -109,9 +110,22 @@ def two_hosts(
         yield TwoHosts(names)
     finally:
         for name in names:
-            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
-            with contextlib.suppress(OSError):
-                (CPU / name).rmdir()
+            _remove(name)
+
+
+def _sweep() -> None:
+    """Remove what processes of this module left that are no more."""
+    for place in (Path("/run/netns"), CPU):
+        for found in place.glob("apl-*-[01]"):
+            owner = found.name.split("-")[1]
+            if owner.isdigit() and not Path("/proc", owner).exists():
+                _remove(found.name)
+
+
+def _remove(name: str) -> None:
+    subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+    with contextlib.suppress(OSError):
+        (CPU / name).rmdir()
 
 
 def _run(*command: str) -> None:
