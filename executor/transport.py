@@ -25,7 +25,6 @@ class Pending:
     work: dist.Work | None
     tensor: torch.Tensor
     message: Message
-    sending: bool
     receipt: Receipt | None = None
 
 
@@ -46,25 +45,39 @@ class Transport:
         self._group = group
 
     def send(self, tensor: torch.Tensor, message: Message) -> Pending:
-        """Start sending ``tensor`` (any device, any strides)."""
+        """Start sending ``tensor`` (any device, any strides).
+
+        Raises:
+            RankFailedError: the other rank is gone.
+        """
         host = tensor
         if not (tensor.is_cpu and tensor.is_contiguous()):
             host = tensor.detach().to("cpu").contiguous()
         work = None
         if host.numel():
             ready_s = self.log.now()
-            work = self._group.send([_plain(host)], message.target, message.tag)
+            try:
+                work = self._group.send([_plain(host)], message.target, message.tag)
+            except RuntimeError as error:
+                raise RankFailedError(self._explain(message, host, error)) from error
             self.log.sent(message, ready_s)
-        return Pending(work=work, tensor=host, message=message, sending=True)
+        return Pending(work=work, tensor=host, message=message)
 
     def receive(self, buffer: torch.Tensor, message: Message) -> Pending:
-        """Start receiving into ``buffer`` (contiguous, on the host)."""
+        """Start receiving into ``buffer`` (contiguous, on the host).
+
+        Raises:
+            RankFailedError: the other rank is gone.
+        """
         work = receipt = None
         if buffer.numel():
             ready_s = self.log.now()
-            work = self._group.recv([_plain(buffer)], message.source, message.tag)
+            try:
+                work = self._group.recv([_plain(buffer)], message.source, message.tag)
+            except RuntimeError as error:
+                raise RankFailedError(self._explain(message, buffer, error)) from error
             receipt = self.log.asked(message, ready_s)
-        return Pending(work=work, tensor=buffer, message=message, sending=False, receipt=receipt)
+        return Pending(work=work, tensor=buffer, message=message, receipt=receipt)
 
     def finish(self, pending: Pending) -> torch.Tensor:
         """Wait for a transfer.
@@ -77,18 +90,20 @@ class Transport:
             try:
                 pending.work.wait(self._timeout)
             except RuntimeError as error:
-                raise RankFailedError(self._explain(pending, error)) from error
+                raise RankFailedError(
+                    self._explain(pending.message, pending.tensor, error)
+                ) from error
             if pending.receipt is not None:
                 size = pending.tensor.numel() * pending.tensor.element_size()
                 self.log.arrived(pending.message, pending.receipt, begun_s=begun, num_bytes=size)
         return pending.tensor
 
-    def _explain(self, pending: Pending, error: RuntimeError) -> str:
-        message = pending.message
-        other = message.target if pending.sending else message.source
-        verb, preposition = ("sending", "to") if pending.sending else ("receiving", "from")
+    def _explain(self, message: Message, tensor: torch.Tensor, error: RuntimeError) -> str:
+        sending = message.source == self.rank
+        other = message.target if sending else message.source
+        verb, preposition = ("sending", "to") if sending else ("receiving", "from")
         items = f" for items {message.items[0]} to {message.items[1] - 1}" if message.items else ""
-        size = format_bytes(pending.tensor.numel() * pending.tensor.element_size())
+        size = format_bytes(tensor.numel() * tensor.element_size())
         first = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
         late = "timed out" in str(error).lower() or "timeout" in str(error).lower()
         why = f"nothing came through in {self.timeout_s:g} s" if late else first[:200]

@@ -15,7 +15,7 @@ from profiler.profile import Conditions, DeviceTimings, Measurement, Profile, Tw
 from profiler.session import observe
 from profiler.spotcheck import compare, differing, measure_spot
 from profiler.together import itemwise_everywhere, merge_conditions, require_same_model
-from tests.support.builders import make_cluster
+from tests.support.builders import make_cluster, make_graph
 from tests.support.captures import captured
 from tests.support.hosts import Ended, hosts
 
