@@ -23,7 +23,7 @@ from executor.session import StartedRanks
 from planner import Plan, PlanRequest, plan
 from planner.inputs import Sources
 from planner.request import Objective, Pin
-from planner.rules import apportion_layers
+from planner.rules import in_proportion
 from profiler.bench import example_inputs
 from profiler.capture import Captured, capture
 from profiler.cluster import Cluster
@@ -160,9 +160,9 @@ def by_hand(profile: Profile, request: PlanRequest) -> dict[str, PlanRequest]:
     speeds = [1.0 / _alone_s(profile, name) for name in devices]
     fastest = speeds.index(max(speeds))
     return {
-        "even": _pinned(profile, request, apportion_layers(num, [1.0] * len(devices))),
-        "by memory": _pinned(profile, request, apportion_layers(num, memory)),
-        "by speed": _pinned(profile, request, apportion_layers(num, speeds)),
+        "even": _pinned(profile, request, in_proportion(num, [1.0] * len(devices))),
+        "by memory": _pinned(profile, request, in_proportion(num, memory)),
+        "by speed": _pinned(profile, request, in_proportion(num, speeds)),
         "one device": _pinned(
             profile, request, [num if i == fastest else 0 for i in range(len(devices))]
         ),
