@@ -116,16 +116,33 @@ def profile_inside(
                     text=True,
                 )
             )
-        first = ranks[0].stderr
-        assert first is not None
-        for line in first:
-            said.append(line)
-            if any(word in line for word in ("warm-up", "measuring", "links")):
-                break
+        said += _until(ranks[0], *MEASURING)
+    # Quotas are for what is measured; importing and capturing would take minutes under them.
+    while said and any(word in said[-1] for word in MEASURING):
+        said += _until(ranks[0], *LOADING)
+        with hosts.unlimited():
+            said += _until(ranks[0], *MEASURING)
     errors = [rank.communicate()[1] for rank in ranks]
     if any(rank.returncode for rank in ranks):
         sys.exit(f"profiling {model} failed:\n{''.join(said)}" + "\n".join(errors))
     return Profile.load(output)
+
+
+MEASURING = ("measuring links", "warm-up")
+"""Progress that a profile tells of when it begins to measure,"""
+LOADING = ("capturing", "measuring memory")
+"""and when it does something else."""
+
+
+def _until(rank: subprocess.Popen[str], *words: str) -> list[str]:
+    """What a rank says until one of these words comes, or it says nothing more."""
+    said = []
+    assert rank.stderr is not None
+    for line in rank.stderr:
+        said.append(line)
+        if any(word in line for word in words):
+            break
+    return said
 
 
 def contenders(profile: Profile, *, batch_size: int) -> list[Contender]:

@@ -96,7 +96,7 @@ def measure(clusters: Sequence[str], models: Sequence[str], *, quick: bool) -> l
                     f"benchmarks.models:{model}",
                     folder=Path(folder),
                     batch_sizes=(4, 16) if quick else (1, 2, 4, 8, 16),
-                    budget_s=4.0 if quick else 60.0,
+                    budget_s=4.0 if quick else 40.0,
                 )
                 machines = profile.cluster  # with measured links, for the next models
                 cells.append(_cell(hosts, profile, cluster_name, model, quick=quick))
@@ -106,9 +106,9 @@ def measure(clusters: Sequence[str], models: Sequence[str], *, quick: bool) -> l
 
 def _cell(hosts: EmulatedHosts, profile: Profile, cluster: str, model: str, *, quick: bool) -> Cell:
     entered = contenders(profile, batch_size=BATCH)
-    repeats = 2 if quick else 5
+    repeats = 2 if quick else 4
     ref = f"benchmarks.models:{model}"
-    run_s = 0.8 if quick else 3.0
+    run_s = 0.4 if quick else 2.0
     outcomes = compete(hosts, profile, ref, entered, repeats=repeats, run_s=run_s)
     settle()
     cell = Cell(cluster=cluster, model=model, profile=profile, outcomes=outcomes)

@@ -207,6 +207,7 @@ def measure_groups(
         rows = corrected(rows, corrections(segments))
         heap: tuple[HeapMeasurement, ...] = ()
         if device.kind == "cpu":
+            progress("measuring memory", 0.0)
             residency = measure_residency(
                 bench, rows=rows, threads=device.threads, free_bytes=device.usable_bytes
             )
