@@ -74,19 +74,30 @@ class Aggregation(Record):
     root_rank: int = 0
 
 
+class Slices(Record):
+    """Units of a region's axis (``profiler.graph.SliceRegion``) for each rank of a stage, in rank
+    order: rank r holds those behind the units of the ranks before it."""
+
+    region: str
+    units: tuple[int, ...]
+
+
 class Stage(Record):
     """A set of layers, and the ranks that run it.
 
-    ``split`` is ``none`` (one rank) or ``batch`` (each rank holds the whole stage and computes
-    its ``shares`` of every microbatch, in rank order). ``whole_batch``: the stage waits for the
+    ``split`` is ``none`` (one rank), ``batch`` (each rank holds the whole stage and computes
+    its ``shares`` of every microbatch, in rank order) or ``tensor`` (every rank computes all items,
+    so each share is the whole microbatch, on its ``slices`` of the regions named there; other
+    layers of the stage are computed by every rank). ``whole_batch``: the stage waits for the
     whole batch, because a layer in it looks across items.
     """
 
     index: int
     layers: tuple[str, ...]
-    split: Literal["none", "batch"] = "none"
+    split: Literal["none", "batch", "tensor"] = "none"
     ranks: tuple[int, ...]
     shares: tuple[int, ...]
+    slices: tuple[Slices, ...] = ()
     whole_batch: bool = False
 
 
