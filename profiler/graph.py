@@ -126,7 +126,8 @@ class SliceRegion(Record):
     indivisible units. A rank with u of them holds that part of ``weights``, does u / units of the
     work on its sharded tensors, and all of it elsewhere. ``joins`` are done once a microbatch, when
     the region ends. A layer is in at most one region; ``layers`` are in the model's order.
-    ``twin`` is equal for regions that cost the same.
+    ``divided`` is the part of the layers' operations that slicing divides. ``twin`` is equal for
+    regions that cost the same.
     """
 
     name: str
@@ -135,6 +136,7 @@ class SliceRegion(Record):
     layers: tuple[str, ...]
     weights: tuple[SlicedWeight, ...]
     joins: tuple[Join, ...]
+    divided: float = Field(default=1.0, ge=0, le=1)
     twin: str
 
 
