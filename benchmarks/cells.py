@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,33 +116,17 @@ def profile_inside(
                     text=True,
                 )
             )
-        said += _until(ranks[0], *MEASURING)
-    # Quotas are for what is measured; importing and capturing would take minutes under them.
-    while said and any(word in said[-1] for word in MEASURING):
-        said += _until(ranks[0], *LOADING)
-        with hosts.unlimited():
-            said += _until(ranks[0], *MEASURING)
+        # Not again later: hosts do not reach the same step at the same time.
+        first = ranks[0].stderr
+        assert first is not None
+        for line in first:
+            said.append(line)
+            if any(word in line for word in ("measuring links", "warm-up")):
+                break
     errors = [rank.communicate()[1] for rank in ranks]
     if any(rank.returncode for rank in ranks):
         sys.exit(f"profiling {model} failed:\n{''.join(said)}" + "\n".join(errors))
     return Profile.load(output)
-
-
-MEASURING = ("measuring links", "warm-up")
-"""Progress that a profile tells of when it begins to measure,"""
-LOADING = ("capturing", "measuring memory")
-"""and when it does something else."""
-
-
-def _until(rank: subprocess.Popen[str], *words: str) -> list[str]:
-    """What a rank says until one of these words comes, or it says nothing more."""
-    said = []
-    assert rank.stderr is not None
-    for line in rank.stderr:
-        said.append(line)
-        if any(word in line for word in words):
-            break
-    return said
 
 
 def contenders(profile: Profile, *, batch_size: int) -> list[Contender]:
@@ -272,12 +256,3 @@ def _measured(
 def settle(seconds: float = 1.0) -> None:
     """Let the machine come to rest after processes have started or ended."""
     time.sleep(seconds)
-
-
-def pairs(outcomes: Sequence[Outcome]) -> Iterator[tuple[Outcome, Outcome]]:
-    """Every two contenders for one objective whose plans differ."""
-    for i, one in enumerate(outcomes):
-        for other in outcomes[i + 1 :]:
-            same = one.contender.objective is other.contender.objective
-            if same and one.contender.plan.spec != other.contender.plan.spec:
-                yield one, other

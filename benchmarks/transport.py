@@ -3,18 +3,22 @@
     python benchmarks/transport.py [--quick] [--json FILE]
 
 Two processes on loopback; every comparison alternates its sides, medians count. Streams keep
-``WINDOW`` messages under way, as ranks do; the same buffers and windows on every side.
+``WINDOW`` messages under way, as ranks do; the same buffers and windows on every side. As root, the
+two processes are also put on emulated hosts with a shaped wire between them.
 
 ``bandwidth_over_raw_gloo_min``: the worst over message sizes from 1 MiB on. The limit is 1.
 ``bandwidth_over_raw_tcp_1mib``: beside a plain socket that streams as fast as it can.
 ``hop_over_bare_gloo``: one tiny message to the other rank and back, over bare ``isend``/``irecv``.
 ``overlap_fraction``: how much of the shorter of sending and computing is hidden behind the other,
 where the device has a core to spare; 1 is all of it.
+``bandwidth_over_wire_min``: beside a plain socket on the same wire, the worst over rates. The limit
+is 1.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import socket
 import statistics
 import subprocess
@@ -23,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -30,29 +35,34 @@ import torch.distributed as dist
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.records import Record, parser, publish, record
+from executor.emulate import emulated
 from executor.schedule import Message
 from executor.transport import Transport
+from profiler.cluster import Cluster, Device, Host
+from profiler.emulation import Emulation
+from profiler.units import parse_bytes_per_s
 
 WINDOW = 4
 SIZES = (2**20, 4 * 2**20, 16 * 2**20)
 TINY_BYTES = 4
+WIRES = ("10Mbit/s", "100Mbit/s", "1Gbit/s")
 
 
 class Pair:
     """One of the two ranks, with every way of moving bytes to the other."""
 
-    def __init__(self, rank: int, store: str, port: int) -> None:
+    def __init__(self, rank: int, store: str, address: str, port: int) -> None:
         torch.set_num_threads(1)
         self.rank, self.other = rank, 1 - rank
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
         self.transport = Transport(rank=rank, timeout_s=60.0)
         if rank == 0:
-            server = socket.create_server(("127.0.0.1", port))
+            server = socket.create_server((address, port))
             dist.barrier()
             self.wire, _ = server.accept()
         else:
             dist.barrier()
-            self.wire = socket.create_connection(("127.0.0.1", port))
+            self.wire = socket.create_connection((address, port))
         self.wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def message(self, tag: int) -> Message:
@@ -134,16 +144,12 @@ class Pair:
 
 def serve(rank: int, store: str, port: int, quick: bool) -> dict[str, dict[str, list[float]]]:
     """Be one rank; the seconds of every side of every comparison."""
-    pair = Pair(rank, store, port)
+    pair = Pair(rank, store, "127.0.0.1", port)
     repeats = 5 if quick else 15
     found: dict[str, dict[str, list[float]]] = {}
 
     def compare(name: str, sides: dict[str, Callable[[], None]]) -> None:
-        for work in sides.values():
-            pair.timed(work)
-        for _ in range(repeats):
-            for side, work in sides.items():
-                found.setdefault(name, {}).setdefault(side, []).append(pair.timed(work))
+        found[name] = alternated(pair, sides, repeats=repeats)
 
     for size in SIZES:
         buffers = [torch.zeros(size, dtype=torch.uint8) for _ in range(WINDOW)]
@@ -167,6 +173,39 @@ def serve(rank: int, store: str, port: int, quick: bool) -> dict[str, dict[str, 
     )
     overlap(pair, compare)
     return found
+
+
+def alternated(
+    pair: Pair, sides: dict[str, Callable[[], None]], *, repeats: int
+) -> dict[str, list[float]]:
+    """Seconds of every side, in turn, after one round that does not count."""
+    for work in sides.values():
+        pair.timed(work)
+    found: dict[str, list[float]] = {side: [] for side in sides}
+    for _ in range(repeats):
+        for side, work in sides.items():
+            found[side].append(pair.timed(work))
+    return found
+
+
+def serve_wire(
+    rank: int, store: str, port: int, address: str, bytes_per_s: float, *, quick: bool
+) -> dict[str, list[float]]:
+    """Be one rank on a wire of this rate, rank 0 at ``address``; seconds of every side."""
+    pair = Pair(rank, store, address, port)
+    # Half a second of messages, each long enough that its start does not count.
+    size = min(2**20, int(bytes_per_s / 40))
+    count = max(8, int(bytes_per_s / 2 / size))
+    buffers = [torch.zeros(size, dtype=torch.uint8) for _ in range(WINDOW)]
+    found = alternated(
+        pair,
+        {
+            "ours": lambda: pair.stream_ours(buffers, count),
+            "tcp": lambda: pair.stream_tcp(buffers, count),
+        },
+        repeats=3 if quick else 7,
+    )
+    return {**found, "bytes": [float(size * count)]}
 
 
 def overlap(pair: Pair, compare: Callable[[str, dict[str, Callable[[], None]]], None]) -> None:
@@ -247,31 +286,79 @@ def _ratio(one: list[float], other: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(one, other, strict=True))
 
 
+def on_wires(*, quick: bool) -> list[Record]:
+    """Streams over shaped wires between two emulated hosts."""
+    made, ratios = [], []
+    for rate in WIRES[1:2] if quick else WIRES:
+        bytes_per_s = parse_bytes_per_s(rate)
+        device = Device(name="cpu", kind="cpu", type="x", threads=1, memory_bytes=2**30)
+        cluster = Cluster(
+            hosts=tuple(Host(name=name, devices=(device,)) for name in ("a", "b")),
+            emulate=Emulation(default_bytes_per_s=bytes_per_s),
+        )
+        with emulated(cluster) as hosts, tempfile.TemporaryDirectory() as folder:
+            address = hosts.address("a")
+            wire = ["--wire", address, str(bytes_per_s)]
+            ranks = [
+                hosts.popen(name, _command(rank, folder, 5000, quick, wire), stdout=subprocess.PIPE)
+                for rank, name in enumerate(("a", "b"))
+            ]
+            sides = _answer(ranks)
+        ratios.append(_ratio(sides["tcp"], sides["ours"]))
+        rates = {
+            f"{side}_mb_per_s": round(sides["bytes"][0] / statistics.median(sides[side]) / 1e6, 3)
+            for side in ("ours", "tcp")
+        }
+        name = rate.split("/")[0].lower()
+        made.append(record(f"bandwidth_over_wire_{name}", ratios[-1], "ratio", **rates))
+    return [*made, record("bandwidth_over_wire_min", min(ratios), "ratio", window=WINDOW)]
+
+
+def on_loopback(*, quick: bool) -> list[Record]:
+    """Everything that needs no emulated hosts."""
+    with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+        free.close()
+        ranks = [
+            subprocess.Popen(_command(rank, folder, port, quick, []), stdout=subprocess.PIPE)
+            for rank in (0, 1)
+        ]
+        return records_of(_answer(ranks))
+
+
+def _command(rank: int, folder: str, port: int, quick: bool, more: list[str]) -> list[str]:
+    flags = ["--quick"] if quick else []
+    served = ["--serve", str(rank), f"{folder}/store", str(port)]
+    return [sys.executable, __file__, *flags, *served, *more]
+
+
+def _answer(ranks: list[subprocess.Popen[bytes]]) -> Any:
+    outputs = [rank.communicate()[0] for rank in ranks]
+    if any(rank.returncode for rank in ranks):
+        sys.exit("a rank failed; its messages stand above")
+    return json.loads(outputs[0])
+
+
 def main() -> None:
     """Measure and publish."""
     flags = parser(__doc__)
     flags.add_argument("--serve", nargs=3, metavar=("RANK", "STORE", "PORT"), help="its own use")
+    flags.add_argument("--wire", nargs=2, metavar=("ADDRESS", "RATE"), help="its own use")
     args = flags.parse_args()
     if args.serve:
-        found = serve(int(args.serve[0]), args.serve[1], int(args.serve[2]), args.quick)
-        print(json.dumps(found))
+        rank, store, port = int(args.serve[0]), args.serve[1], int(args.serve[2])
+        if args.wire:
+            address, rate = args.wire[0], float(args.wire[1])
+            print(json.dumps(serve_wire(rank, store, port, address, rate, quick=args.quick)))
+        else:
+            print(json.dumps(serve(rank, store, port, args.quick)))
         return
-    with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-        free.close()
-        command = [sys.executable, __file__, *(["--quick"] if args.quick else [])]
-        ranks = [
-            subprocess.Popen(
-                [*command, "--serve", str(rank), f"{folder}/store", str(port)],
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            for rank in (0, 1)
-        ]
-        outputs = [rank.communicate()[0] for rank in ranks]
-    if any(rank.returncode for rank in ranks):
-        sys.exit("a rank failed; its messages stand above")
-    publish(records_of(json.loads(outputs[0])), args.json)
+    made = on_loopback(quick=args.quick)
+    if os.geteuid() == 0:
+        made += on_wires(quick=args.quick)
+    else:
+        print("bandwidth_over_wire_min needs root: emulated hosts", file=sys.stderr)
+    publish(made, args.json)
 
 
 if __name__ == "__main__":

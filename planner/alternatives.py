@@ -186,7 +186,7 @@ def _priced(
     why = "this is the plan" if same else slower or "equally good"
     if slower and chosen.problem.request.objective is Objective.THROUGHPUT:
         assert assignment is not None
-        why += f"; {describe_bottleneck(assignment, price)}"
+        why = describe_bottleneck(assignment, price)
     return Rival(
         name=name,
         problem=problem,
