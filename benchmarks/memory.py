@@ -10,10 +10,15 @@ rank itself had before it loaded anything, activations and buffers are the plan'
 unequal shares and as a mix, and run; the worst relative error of the plan's memory of a rank
 against the most resident memory its process had. ``peak_memory_under_worst`` is the worst of those
 where the rank took more than the plan said.
+
+``within_prediction_and_a_tenth``: as root, a model is profiled by three emulated hosts; each host's
+memory is then limited to what the plan says of its rank and a tenth, and the plan runs: the part of
+the runs that complete. The kernel kills what exceeds a limit.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -26,14 +31,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import nn
 
+from benchmarks.cells import profile_inside
 from benchmarks.records import Record, parser, publish, record
+from executor.emulate import emulated
 from executor.report import RankReport
-from executor.session import Session
+from executor.session import Session, StartedRanks
+from planner import plan
 from planner.inputs import Sources
 from planner.planfile import Plan, RankMemory
+from planner.request import Pin, PlanRequest
+from planner.rules import in_proportion
 from profiler.bench import example_inputs
 from profiler.capture import Captured, capture
+from profiler.cluster import Cluster, Device, Host
 from profiler.discover import discover
+from profiler.emulation import EmulatedHost, Emulation
+from profiler.errors import RankFailedError
 from profiler.measure import Effort
 from profiler.profile import Profile
 from profiler.session import ProfileOptions, profile_captured
@@ -198,9 +211,9 @@ def errors(*, quick: bool) -> list[Record]:
             "batch": running.batch_split(profile, batch_size=12, microbatch_size=6),
             "mixed": running.mixed(profile, batch_size=8, microbatch_size=4),
         }
-        for split, plan in plans.items():
+        for split, made in plans.items():
             if not quick or split == "pipeline":
-                ranks += ran(name, split, plan, captured, profile)
+                ranks += ran(name, split, made, captured, profile)
     conditions = {
         "ranks": len(ranks),
         "models": ", ".join(dict.fromkeys(rank.model for rank in ranks)),
@@ -225,13 +238,81 @@ def errors(*, quick: bool) -> list[Record]:
     ]
 
 
+def within_limits(*, quick: bool) -> Record:
+    """Plans on hosts that have what the plan says they need, and a tenth more."""
+    names = ("a", "b", "c")
+    device = Device(name="cpu:0", type="board", memory_bytes=4 * 2**30)
+    cluster = Cluster(
+        hosts=tuple(Host(name=name, devices=(device,)) for name in names), emulate=Emulation()
+    )
+    completed, headroom = [], []
+    for ref in ("benchmarks.models:llama", "benchmarks.models:bert")[: 1 if quick else 2]:
+        with emulated(cluster) as hosts, tempfile.TemporaryDirectory() as folder:
+            profile = profile_inside(
+                hosts, cluster, ref, folder=Path(folder), batch_sizes=(1, 4, 8), budget_s=2.0
+            )
+        captured = capture(load_model(ref))
+        for items in (8,) if quick else (4, 8):
+            made = _even(profile, items)
+            limits = {
+                binding.device.split("/")[0]: estimate.memory.total_bytes * 11 // 10
+                for binding, estimate in zip(made.spec.ranks, made.estimate.ranks, strict=True)
+            }
+            limited = cluster.model_copy(
+                update={
+                    "emulate": Emulation(
+                        hosts=tuple(
+                            EmulatedHost(name=name, memory_bytes=limits[name]) for name in names
+                        )
+                    )
+                }
+            )
+            with emulated(limited) as hosts:
+                try:
+                    with Session(
+                        made,
+                        captured,
+                        sources=Sources(profile=profile, cluster=profile.cluster),
+                        started=StartedRanks(made, hosts=hosts),
+                    ) as session:
+                        session.run(example_inputs(captured, 2 * items, varied=True), repeats=3)
+                        used = {name: hosts.memory_used(name) or 0 for name in names}
+                        headroom.append(min(1 - used[name] / limits[name] for name in names))
+                        completed.append(1)
+                except RankFailedError as error:
+                    print(f"{ref}, {items} items: {error}", file=sys.stderr)
+                    completed.append(0)
+    return record(
+        "within_prediction_and_a_tenth",
+        sum(completed) / len(completed),
+        "fraction",
+        runs=len(completed),
+        least_headroom=round(min(headroom, default=0.0), 3),
+    )
+
+
+def _even(profile: Profile, items: int) -> Plan:
+    """Layers in equal numbers on all devices."""
+    devices, layers = list(profile.cluster.device), profile.model.layers
+    pins, first = [], 0
+    for name, count in zip(devices, in_proportion(len(layers), [1.0] * len(devices)), strict=True):
+        pins += [Pin(layers=f"={one.name}", device=name) for one in layers[first : first + count]]
+        first += count
+    return plan(profile, PlanRequest(batch_size=items, pins=tuple(pins)))
+
+
 def main() -> None:
     """Measure and publish."""
     args = parser(__doc__).parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="apportion-bench-") as directory:
         records = [over_weights(Path(directory), quick=args.quick)]
-    publish([*records, *errors(quick=args.quick)], args.json)
+    records += errors(quick=args.quick)
+    if os.geteuid() == 0:
+        records.append(within_limits(quick=args.quick))
+    else:
+        print("within_prediction_and_a_tenth needs root: emulated hosts", file=sys.stderr)
+    publish(records, args.json)
 
 
 if __name__ == "__main__":
