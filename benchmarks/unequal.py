@@ -13,8 +13,9 @@ For each objective: the plan that apportion makes; layers split evenly, by memor
 fastest device alone; ``torch.distributed.pipelining`` where it can run the model; layers filled in
 order by bytes, one device busy at a time (what ``device_map`` does).
 
-With ``--cells`` every cell is kept there when it is measured, those kept before are not measured
-again, and the figures are over all of them: an hour's comparison can be continued.
+With ``--cells`` every cell is kept there when it is measured, with the cluster's measured links;
+those kept before are not measured again, and the figures are over all of them: an hour's comparison
+can be continued.
 
 ``compute_bound_efficiency_min``: of apportion's plans for throughput where a stage is the
 bottleneck, rate over the physical limit of that stage: what its devices compute alone.
@@ -62,37 +63,44 @@ UNEQUAL_PROCESSORS = ("fast_and_slow", "weak_device", "all_different")
 
 
 def measure(
-    clusters: Sequence[str], models: Sequence[str], *, done: Sequence[Cell], quick: bool
+    clusters: Sequence[str], models: Sequence[str], *, folder: Path | None, quick: bool
 ) -> Iterator[Cell]:
-    """All cells that are not done, one after another."""
-    there = {(cell.cluster, cell.model) for cell in done}
+    """All cells that are not in ``folder``, one after another."""
+    there = {(cell.cluster, cell.model) for cell in (load(folder) if folder else [])}
     for cluster_name in clusters:
         asked = Cluster.load(ROOT / "examples" / "clusters" / f"{cluster_name}.yaml")
         machines = without_memory_limits(asked)
+        measured = folder and folder / f"{cluster_name}.yaml"
+        if measured and measured.exists():
+            machines = Cluster.load(measured)
         for model in models:
             if (cluster_name, model) in there:
                 continue
             with (
-                tempfile.TemporaryDirectory(prefix="apportion-unequal-") as folder,
+                tempfile.TemporaryDirectory(prefix="apportion-unequal-") as temporary,
                 emulated(machines) as hosts,
             ):
                 profile = profile_inside(
                     hosts,
                     machines,
                     f"benchmarks.models:{model}",
-                    folder=Path(folder),
+                    folder=Path(temporary),
                     batch_sizes=(4, 16) if quick else (1, 2, 4, 8, 16),
-                    budget_s=4.0 if quick else 40.0,
+                    budget_s=4.0 if quick else 20.0,
                 )
                 machines = profile.cluster  # with measured links, for the next models
-                yield _cell(hosts, profile, cluster_name, model, quick=quick)
+                cell = _cell(hosts, profile, cluster_name, model, quick=quick)
+            if folder and measured:
+                keep(cell, folder)
+                machines.dump(measured)
+            yield cell
 
 
 def _cell(hosts: EmulatedHosts, profile: Profile, cluster: str, model: str, *, quick: bool) -> Cell:
     entered = contenders(profile, batch_size=BATCH)
-    repeats = 2 if quick else 4
+    repeats = 2 if quick else 3
     ref = f"benchmarks.models:{model}"
-    outcomes = compete(hosts, profile, ref, entered, repeats=repeats, run_s=0.8 if quick else 2.0)
+    outcomes = compete(hosts, profile, ref, entered, repeats=repeats, run_s=0.8 if quick else 1.5)
     settle()
     names = [host.name for host in profile.cluster.hosts]
     torch_s: dict[str, float] = {}
@@ -160,11 +168,9 @@ def main() -> None:
     if args.quick:
         clusters, models = clusters[:1], models[-1:]
     cells = load(args.cells) if args.cells else []
-    for cell in measure(clusters, models, done=cells, quick=args.quick):
+    for cell in measure(clusters, models, folder=args.cells, quick=args.quick):
         cells.append(cell)
         cell.show()
-        if args.cells:
-            keep(cell, args.cells)
     print()
     publish(figures(cells, unequal=UNEQUAL_PROCESSORS), args.json)
     if args.svg:
