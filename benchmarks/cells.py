@@ -93,7 +93,7 @@ def profile_inside(
     argv = [
         sys.executable, "-m", "executor", "profile", model, "-c", str(folder / "cluster.yaml"),
         "-o", str(output), "--batch-sizes", ",".join(map(str, batch_sizes)),
-        "--budget", str(budget_s),
+        "--budget", str(budget_s), "--find-wires",
     ]  # fmt: skip
     names = [host.name for host in cluster.hosts]
     ranks: list[subprocess.Popen[str]] = []

@@ -8,8 +8,10 @@ Pairs of hosts measure in rounds of a tournament, each direction on its own: the
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -118,9 +120,9 @@ def measure_between(
         rounds = schedule(
             [kind_of(host) for host in hosts], sample=options.sample, at_once=options.at_once
         )
-        measured = pairs.measure(rounds, "measuring links")
+        measured = pairs.measure(rounds, "measuring links", check=not options.find_wires)
         links = fill(measured, {host.name: kind_of(host) for host in hosts})
-        warnings: tuple[str, ...] = ()
+        warnings = tuple(_took_from_each_other(one, world.hosts) for one in pairs.disturbed)
         if options.find_wires:
             links, warnings = _with_wires(pairs, links)
     return MeasuredLinks(links=_declared([*within, *links], cluster), warnings=warnings)
@@ -160,31 +162,53 @@ class _Pairs:
         self.group = group
         self.hosts = hosts
         self.options = options
+        self.disturbed: list[Sequence[Pair]] = []
         device = hosts[world.rank].devices[0]
         self._threads = device.threads
         self._piece = (
             cuda_piece(torch.device(device.name)) if device.kind == "cuda" else processor_piece()
         )
 
-    def measure(self, rounds: Sequence[Sequence[Pair]], what: str) -> list[Link]:
-        """Links of both directions of all pairs; known to every rank."""
+    def measure(
+        self, rounds: Sequence[Sequence[Pair]], what: str, *, check: bool = False
+    ) -> list[Link]:
+        """Links of both directions of all pairs; known to every rank.
+
+        With ``check``, one link of each round is tried alone as well. If that is faster, the pairs
+        of the round share a wire somewhere, and are measured again one after the other.
+        """
         found: dict[LinkKey, dict[str, float]] = {}
-        for number, pairs in enumerate(rounds):
+        waiting = deque(rounds)
+        for number in itertools.count():
+            if not waiting:
+                break
+            pairs = waiting.popleft()
+            total = number + 1 + len(waiting)
             shown = ", ".join(
                 f"{self.world.hosts[a]} - {self.world.hosts[b]}" for a, b in pairs[:2]
             )
             more = f" and {len(pairs) - 2} more" if len(pairs) > 2 else ""
-            self.options.progress(f"{what}: {shown}{more}", number / len(rounds))
+            self.options.progress(f"{what}: {shown}{more}", number / total)
             own = next((pair for pair in pairs if self.world.rank in pair), None)
             figures = [] if own is None else self._pair(own)
-            step = f"round {number + 1} of {len(rounds)} of {what}"
+            step = f"round {number + 1} of {total} of {what}"
             gathered = self.world.gather(step, figures)
             for source, target, data in self.world.broadcast(step, _flat(gathered)):
                 found.setdefault((source, target), {}).update(data)
+            if check and len(pairs) > 1 and self._faster_alone(pairs[0], found[pairs[0]]):
+                self.disturbed.append(pairs)
+                waiting.extend([pair] for pair in pairs)
         if rounds:
             self.options.progress(what, 1.0)
         names = self.world.hosts
         return [_link(names[a], names[b], data) for (a, b), data in sorted(found.items())]
+
+    def _faster_alone(self, link: LinkKey, figures: Mapping[str, float]) -> bool:
+        """Whether a link gets more through now that no other is measured; the same on all ranks."""
+        stream = Stream.for_link(_fit(figures), seconds=TOGETHER_S)
+        rates = self._together([link], {link: stream})
+        fast = bool(rates) and rates[link] > MEASURED_TOO_LOW * figures["bytes_per_s"]
+        return bool(self.world.broadcast("one link alone", [fast])[0])
 
     def _pair(self, pair: Pair) -> list[tuple[int, int, dict[str, float]]]:
         """This end's figures of both directions."""
@@ -297,12 +321,7 @@ def _with_wires(pairs: _Pairs, links: Sequence[Link]) -> tuple[tuple[Link, ...],
     ranks = {name: rank for rank, name in enumerate(world.hosts)}
     streams = {
         (ranks[link.source], ranks[link.target]): Stream.for_link(
-            LinkFit(
-                latency_s=link.latency_s,
-                bytes_per_s=link.bytes_per_s,
-                error_fraction=0.0,
-                samples=0,
-            ),
+            _fit({"latency_s": link.latency_s, "bytes_per_s": link.bytes_per_s}),
             seconds=TOGETHER_S,
         )
         for link in links
@@ -337,6 +356,24 @@ def _with_wires(pairs: _Pairs, links: Sequence[Link]) -> tuple[tuple[Link, ...],
         for link in links
     )
     return shared, tuple(_in_words(group, world.hosts) for group in unclear)
+
+
+def _fit(figures: Mapping[str, float]) -> LinkFit:
+    """A line to derive a stream from."""
+    return LinkFit(
+        latency_s=figures["latency_s"],
+        bytes_per_s=figures["bytes_per_s"],
+        error_fraction=0.0,
+        samples=0,
+    )
+
+
+def _took_from_each_other(pairs: Sequence[Pair], hosts: Sequence[str]) -> str:
+    said = ", ".join(f"{hosts[a]} - {hosts[b]}" for a, b in pairs)
+    return (
+        f"these links hinder each other and were measured one after the other: {said}; a plan that "
+        "uses them at once takes longer than it says: --find-wires tells which are one wire"
+    )
 
 
 def wire_name(wire: Sequence[Sequence[int]], hosts: Sequence[str], number: int) -> str:
