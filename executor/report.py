@@ -233,13 +233,15 @@ def _repeats(steps: int, schedule: Schedule, num_items: int) -> int:
 def _period(schedule: Schedule, ran: Sequence[Mapping[str, Any]]) -> float | None:
     """Slope of the ends of the steps on the ranks that compute, the slowest of them.
 
-    The first step fills the pipeline and the last may be short: both are left out.
+    The first step fills the pipeline, ``depth`` more may end while what they send is still under
+    way, and the last may be short: all are left out, if two are left.
     """
     slopes = []
     for rank in schedule.stage_of:
         ends = ran[rank]["step_ends_s"][:-1]
         if len(ends) >= 2:
-            slopes.append((ends[-1] - ends[0]) / (len(ends) - 1))
+            first = min(schedule.plan.spec.schedule.depth, len(ends) - 2)
+            slopes.append((ends[-1] - ends[first]) / (len(ends) - 1 - first))
     return max(slopes, default=None)
 
 

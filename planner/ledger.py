@@ -90,10 +90,9 @@ class Ledgers:
         device = self._layout.device_of[rank]
         graph = self._prices.graph
         if rank == ROOT_RANK:
-            buffers_bytes += sum(
-                self._prices.size(name, self._layout.batch_size)
-                for name in {*graph.inputs, *graph.outputs}
-            )
+            items = self._layout.batch_size
+            small, large = self._sums({*graph.inputs, *graph.outputs}, items)
+            buffers_bytes += large + self._heap(device, items, small)
         reserve = self._request.reserve_bytes
         free = self._prices.cluster.device[device].usable_bytes
         return RankMemory(

@@ -5,7 +5,7 @@ The formulas are those of ``docs/cost-model.md``, section "Memory of a rank".
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -69,12 +69,15 @@ def empty_root_memory(figures: Figures) -> RankMemory:
 
 
 def root_bytes(figures: Figures, device: str) -> int:
-    """One batch of inputs and outputs, if ``device`` is the root; else nothing."""
+    """What one batch of inputs and outputs takes, if ``device`` is the root; else nothing."""
     problem = figures.problem
     if device != problem.cluster.root:
         return 0
     ends = dict.fromkeys((*problem.graph.inputs, *problem.graph.outputs))
-    return _total(figures, ends, problem.batch)
+    heap, mapped = (
+        sum(tensor_part(figures, part, name, problem.batch) for name in ends) for part in Part
+    )
+    return on_heap(heap, figures.heap_permille(device, problem.batch)) + mapped
 
 
 def on_heap(num_bytes: int, permille: int) -> int:
@@ -167,7 +170,3 @@ def buffer_bytes(figures: Figures, holding: Holding) -> int:
     }
     permille = figures.heap_permille(holding.device, holding.items)
     return on_heap(moved[Part.HEAP], permille) + moved[Part.MAPPED]
-
-
-def _total(figures: Figures, names: Iterable[str], items: int) -> int:
-    return sum(figures.tensor_bytes(name, items) for name in names)
