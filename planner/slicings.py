@@ -95,8 +95,8 @@ def _as_far_as_fits(
     most, short = [], False
     for rank, device in enumerate(devices):
         memory = _whole_model(figures, device, rank, by_speed)
-        held = shard_bytes(problem, range(problem.num_layers), by_speed, rank)
-        full = sum(weight_bytes for weight_bytes, _ in held)
+        held = list(shard_bytes(problem, range(problem.num_layers), by_speed, rank))
+        full = sum(whole for whole, _ in held)
         room = memory.capacity_bytes - memory.total_bytes
         short |= room < 0
         taken = sum(shard for _, shard in held)
