@@ -111,12 +111,22 @@ class SlicedWeight(Record):
 
 
 class Join(Record):
-    """A tensor of which each rank computes only a part: terms to ``sum``, or a run of units along
-    ``dim`` to ``concat``. Every rank has the whole once it is joined."""
+    """A value of which each rank computes only a part: terms to ``sum``, or a run of units along
+    ``dim`` to ``concat``. Every rank has the whole once it is joined.
+
+    ``tensor`` is its name in the captured program, ``shape`` that of the whole. Most joined values
+    are used inside one layer, so they are not among the graph's tensors.
+    """
 
     tensor: str
     how: Literal["sum", "concat"]
     dim: int | None = None
+    shape: tuple[Size, ...]
+    dtype: str
+
+    def num_bytes(self, symbols: Mapping[str, int]) -> int:
+        """Bytes of the whole at the given symbol values; ``batch`` counts items."""
+        return prod(evaluate(s, symbols) for s in self.shape) * DTYPE_BYTES[self.dtype]
 
 
 class SliceRegion(Record):
@@ -124,8 +134,8 @@ class SliceRegion(Record):
 
     The axis (``heads``, ``features``, ``vocabulary``, ``channels``, ``experts``) has ``units``
     indivisible units. A rank with u of them holds that part of ``weights``, does u / units of the
-    work on its sharded tensors, and all of it elsewhere. ``joins`` are done once a microbatch, when
-    the region ends. A layer is in at most one region; ``layers`` are in the model's order.
+    work on its sharded tensors, and all of it elsewhere. ``joins`` are done once a microbatch, in
+    this order. A layer is in at most one region; ``layers`` are in the model's order.
     ``divided`` is the part of the layers' operations that slicing divides. ``twin`` is equal for
     regions that cost the same.
     """
@@ -214,8 +224,8 @@ class ModelGraph(Record):
                 if weight.weight not in weights:
                     yield f"region {region.name!r} names an unknown weight {weight.weight!r}"
             for join in region.joins:
-                if join.tensor not in known:
-                    yield f"region {region.name!r} joins an unknown tensor {join.tensor!r}"
+                if join.dtype not in DTYPE_BYTES:
+                    yield f"region {region.name!r} joins {join.tensor!r} of dtype {join.dtype!r}"
         written = {name for layer in self.layers for name in layer.writes}
         for tensor in self.tensors:
             if tensor.producer is not None and tensor.name not in written:
