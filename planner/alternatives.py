@@ -106,19 +106,23 @@ def _fewer_splits(problem: PlanningProblem, assignment: Assignment) -> dict[str,
     possible = {
         Split.LAYERS: Split.LAYERS in problem.request.splits and problem.num_layers > 1,
         Split.BATCH: problem.batch_splits,
+        Split.TENSOR: problem.tensor_splits and len(problem.devices) > 1,
         Split.PIPELINES: problem.one_pipeline() is None,
     }
     allowed = tuple(split for split in Split if possible[split])
     used = {
         Split.LAYERS: any(len(p.stages) > 1 for p in assignment.pipelines),
-        Split.BATCH: any(len(stage.devices) > 1 for stage in assignment.stages),
+        Split.BATCH: any(stage.split == "batch" for stage in assignment.stages),
+        Split.TENSOR: any(stage.split == "tensor" for stage in assignment.stages),
         Split.PIPELINES: len(assignment.pipelines) > 1,
     }
     found: dict[str, tuple[Split, ...]] = {}
     for name, splits in (
         ("one pipeline", tuple(s for s in allowed if s is not Split.PIPELINES)),
+        ("no tensor split", tuple(s for s in allowed if s is not Split.TENSOR)),
         ("layers only", (Split.LAYERS,)),
         ("batch only", (Split.BATCH,)),
+        ("tensor only", (Split.TENSOR,)),
         ("pipelines side by side only", (Split.PIPELINES,)),
     ):
         fewer = set(splits) < set(allowed)

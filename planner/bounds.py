@@ -94,23 +94,42 @@ class WorkBound:
 
 
 def latency_bound_s(problem: PlanningProblem, figures: Figures) -> float:
-    """The longest chain of layers, each with the least share on its fastest device."""
-    fastest: dict[str, float] = {}
+    """The longest chain of layers, each with the least share on its fastest device; or, what a
+    region divides, spread over all devices."""
+    fastest: dict[tuple[str, float], float] = {}
     longest: list[float] = []
     graph = problem.graph
     for i, layer in enumerate(graph.layers):
-        if layer.twin not in fastest:
+        region = graph.region_of.get(i) if problem.tensor_splits else None
+        divided = 0.0 if region is None else graph.regions[region].divided
+        key = layer.twin, divided
+        if key not in fastest:
             least = 1 if problem.batch_splits else problem.microbatch
-            fastest[layer.twin] = min(
-                figures.time_s(i, members[0], least) for members in problem.classes
-            )
+            fastest[key] = min(figures.time_s(i, members[0], least) for members in problem.classes)
+            if divided:
+                fastest[key] = min(fastest[key], _spread_s(problem, figures, i, divided))
         before = [
             longest[graph.layer_index[producer]]
             for name in layer.reads
             if (producer := graph.tensor[name].producer) is not None
         ]
-        longest.append(fastest[layer.twin] + max(before, default=0.0))
+        longest.append(fastest[key] + max(before, default=0.0))
     return max(longest)
+
+
+def _spread_s(problem: PlanningProblem, figures: Figures, layer: int, divided: float) -> float:
+    """The least time of a layer of which all devices do parts at once.
+
+    Rank r takes ``t_r * (1 - divided + divided * x_r)`` for its part ``x_r``, and the parts make a
+    whole; by the mean of this over ranks, weighted by ``1 / t_r``, the slowest takes as long as
+
+        (1 - divided) * min_r t_r + divided / sum_r (1 / t_r)
+    """
+    times = [figures.time_s(layer, members[0], problem.microbatch) for members in problem.classes]
+    if min(times) <= 0:
+        return 0.0
+    speed = sum(len(c) / t for c, t in zip(problem.classes, times, strict=True))
+    return ((1 - divided) * min(times) + divided / speed) * (1 - _ROUNDING)
 
 
 def _item_times(problem: PlanningProblem, figures: Figures, c: int) -> Sequence[float]:

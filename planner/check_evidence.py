@@ -245,7 +245,7 @@ def _idle(plan: Plan, cluster: Cluster, severity: Severity) -> Iterator[Finding]
 def _rank_differences(stated: RankEstimate, real: RankLoad) -> list[str]:
     times = {
         name: (getattr(stated, name), getattr(real, name))
-        for name in ("compute_s", "receive_s", "send_s", "busy_fraction")
+        for name in ("compute_s", "join_s", "receive_s", "send_s", "busy_fraction")
     }
     found = _differing(times)
     for name, value in real.memory:

@@ -5,7 +5,7 @@ Independent of everything that makes plans.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from planner.findings import Finding, error
 from planner.layout import Layout, Reading, StageView
@@ -80,7 +80,7 @@ def _splits(reading: Reading, layout: Layout) -> Iterator[Finding]:
                 where,
                 f"{len(stages)} stages; the request allows {request.max_stages}",
             )
-        yield from _batch_splits(stages, Split.BATCH in request.splits)
+        yield from _shared_stages(stages, request.splits)
     if Split.PIPELINES not in request.splits and len(layout.pipelines) > 1:
         yield error(
             "split",
@@ -89,13 +89,14 @@ def _splits(reading: Reading, layout: Layout) -> Iterator[Finding]:
         )
 
 
-def _batch_splits(stages: tuple[StageView, ...], allowed: bool) -> Iterator[Finding]:
+def _shared_stages(stages: tuple[StageView, ...], allowed: Sequence[Split]) -> Iterator[Finding]:
     for stage in stages:
-        if len(stage.ranks) > 1 and not allowed:
+        split = Split.TENSOR if stage.slices else Split.BATCH
+        if len(stage.ranks) > 1 and split not in allowed:
             yield error(
                 "split",
                 stage.place,
-                f"{len(stage.ranks)} ranks share it; the request allows no batch split",
+                f"{len(stage.ranks)} ranks share it; the request allows no {split.value} split",
             )
 
 

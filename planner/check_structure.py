@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
+from planner.check_slices import slice_findings
 from planner.findings import Finding, error
 from planner.layout import Reading, needs_whole_batch
 from planner.planfile import Stage, place
@@ -20,7 +21,18 @@ MAX_ITEMS = 2**40
 
 def structure_findings(reading: Reading) -> list[Finding]:
     """Everything wrong with the structure; without errors here, the plan can be resolved."""
-    rules = (_inputs, _counts, _numbers, _coverage, _order, _ranks, _devices, _stages, _state)
+    rules = (
+        _inputs,
+        _counts,
+        _numbers,
+        _coverage,
+        _order,
+        _ranks,
+        _devices,
+        _stages,
+        slice_findings,
+        _state,
+    )
     return [finding for rule in rules for finding in rule(reading)]
 
 
@@ -311,16 +323,20 @@ def _whole_batch(
 def _shares(stage: Stage, where: str, items: int) -> Iterator[Finding]:
     if stage.split == "none" and len(stage.ranks) != 1:
         yield error(
-            "split", where, f"split none means one rank; it has {len(stage.ranks)}: use split batch"
+            "split",
+            where,
+            f"split none means one rank; it has {len(stage.ranks)}: use split batch or tensor",
         )
     if stage.split == "batch" and len(stage.ranks) < 2:
         yield error("split", where, "split batch needs two ranks or more; use split none")
+    if stage.split == "tensor":  # see planner.check_slices
+        if len(stage.shares) != len(stage.ranks):
+            yield _uneven_lists(stage, where)
+        return
     if stage.whole_batch and len(stage.ranks) > 1:
         yield error("split", where, "a whole_batch stage has one rank: its items cannot be parted")
     if len(stage.shares) != len(stage.ranks):
-        yield error(
-            "shares", where, f"{len(stage.ranks)} ranks have {len(stage.shares)} shares; one each"
-        )
+        yield _uneven_lists(stage, where)
     if any(share < 1 for share in stage.shares):
         yield error(
             "shares", where, f"shares are {_few(stage.shares)}; each rank needs at least one item"
@@ -330,6 +346,12 @@ def _shares(stage: Stage, where: str, items: int) -> Iterator[Finding]:
         yield error(
             "shares", where, f"the shares are {_sum_text(stage.shares)}; there are {items} {what}"
         )
+
+
+def _uneven_lists(stage: Stage, where: str) -> Finding:
+    return error(
+        "shares", where, f"{len(stage.ranks)} ranks have {len(stage.shares)} shares; one each"
+    )
 
 
 def _state(reading: Reading) -> Iterator[Finding]:

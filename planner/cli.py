@@ -42,6 +42,7 @@ class Division(StrEnum):
 
     LAYERS = "layers"
     BATCH = "batch"
+    TENSOR = "tensor"
     PIPELINES = "pipelines"
 
 

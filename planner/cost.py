@@ -16,19 +16,22 @@ from planner.memory import Holding, empty_root_memory, stage_rank_memory
 from planner.planfile import RankMemory
 from planner.problem import PlanningProblem
 from planner.request import Objective
+from planner.slices import compute_times, exchanged
 from planner.solvers.base import Assignment, PipelineAssignment, StageAssignment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankCost:
     """One rank: its pipeline and stage (None: a root that only feeds and gathers), seconds a
-    microbatch (a batch, if its stage waits for one), memory."""
+    microbatch (a batch, if its stage waits for one), memory. Joins of partial results take all
+    ranks of a stage equally long."""
 
     device: str
     pipeline: int | None
     stage: int | None
     share: int
     compute_s: float
+    join_s: float
     receive_s: float
     send_s: float
     memory: RankMemory
@@ -39,14 +42,20 @@ class StageCost:
     """One stage, in seconds a microbatch (a batch, if it waits for one)."""
 
     compute_s: float
+    join_s: float
     receive_s: float
     send_s: float
     runs: int
 
     @property
+    def run_s(self) -> float:
+        """Time from a microbatch's being there to its being computed."""
+        return self.compute_s + self.join_s
+
+    @property
     def busy_s(self) -> float:
         """Time the stage is taken up by one microbatch."""
-        return self.compute_s + self.receive_s + self.send_s
+        return self.run_s + self.receive_s + self.send_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,9 +176,13 @@ class _PipelinePrice:
         self.stages, self.ranks = self._stages()
 
     def messages(self) -> Iterator[_Message]:
-        """Everything that is sent."""
+        """Everything that is sent, for joins too."""
         for messages in self.hops.values():
             yield from messages
+        for stage in self.all_stages:
+            for x in stage.slices:
+                for message in exchanged(self.figures, x, stage.devices, stage.shares[0]):
+                    yield _Message(*message, self.num_microbatches)
 
     def cost(self) -> PipelineCost:
         """The pipeline's own figures."""
@@ -199,8 +212,8 @@ class _PipelinePrice:
         runs = self._runs(flow.source, flow.target)
         both_whole = all(stages[s].whole_batch for s in (flow.source, flow.target) if s is not None)
         items = self.pipeline.items if both_whole else self.problem.microbatch
-        senders = self._ends(flow.source, items)
-        receivers = self._ends(flow.target, items)
+        senders = self._ends(flow.source, items, sending=True)
+        receivers = self._ends(flow.target, items, sending=False)
         cut = self.problem.graph.tensor[flow.tensor].batch_dim is not None
         found = []
         for source, start, stop in senders if cut else senders[:1]:
@@ -212,13 +225,18 @@ class _PipelinePrice:
                     found.append(_Message(source, target, seconds, runs))
         return found
 
-    def _ends(self, stage: int | None, items: int) -> list[tuple[str, int, int]]:
-        """Devices with the interval of items each holds, of ``items`` that move together."""
+    def _ends(self, stage: int | None, items: int, *, sending: bool) -> list[tuple[str, int, int]]:
+        """Devices with the interval of items each sends or gets, of ``items`` that move together.
+
+        All ranks of a stage split by tensor have everything; the first of them sends.
+        """
         if stage is None:
             return [(self.problem.cluster.root, 0, items)]
         here = self.all_stages[stage]
         if here.whole_batch:
             return [(here.devices[0], 0, items)]
+        if here.slices:
+            return [(device, 0, items) for device in here.devices[: 1 if sending else None]]
         ends, start = [], 0
         for device, share in zip(here.devices, here.shares, strict=True):
             ends.append((device, start, start + share))
@@ -234,13 +252,17 @@ class _PipelinePrice:
             into.setdefault(target, []).extend(messages)
         for s, stage in enumerate(self.all_stages):
             arriving, departing = into.get(s, []), out_of.get(s, [])
+            times = compute_times(
+                self.figures, stage.layers, stage.devices, stage.shares, stage.slices
+            )
             own = [
                 RankCost(
                     device=device,
                     pipeline=self.number,
                     stage=s,
                     share=share,
-                    compute_s=self.figures.compute_s(stage.layers, device, share),
+                    compute_s=times.ranks_s[r],
+                    join_s=times.join_s,
                     receive_s=self._occupied(arriving, stage, target=device),
                     send_s=self._occupied(departing, stage, source=device),
                     memory=stage_rank_memory(self.figures, self._holding(s, r)),
@@ -250,7 +272,8 @@ class _PipelinePrice:
             ranks += own
             costs.append(
                 StageCost(
-                    compute_s=max(r.compute_s for r in own),
+                    compute_s=times.stage_s,
+                    join_s=times.join_s,
                     receive_s=max(r.receive_s for r in own),
                     send_s=max(r.send_s for r in own),
                     runs=1 if stage.whole_batch else self.num_microbatches,
@@ -282,7 +305,7 @@ class _PipelinePrice:
         stage, root = self.all_stages[s], self.problem.cluster.root
         device = stage.devices[r]
         arriving, departing = self._arriving.get(s, []), self._departing.get(s, [])
-        graph = self.problem.graph
+        graph, cut = self.problem.graph, not stage.slices
         return Holding(
             layers=stage.layers,
             device=device,
@@ -297,8 +320,10 @@ class _PipelinePrice:
                 f.tensor
                 for f in departing
                 if (f.target is not None or device != root)
-                and (r == 0 or graph.tensor[f.tensor].batch_dim is not None)
+                and (r == 0 or (cut and graph.tensor[f.tensor].batch_dim is not None))
             ),
+            slices=stage.slices,
+            rank=r,
         )
 
 
@@ -309,6 +334,7 @@ def _empty_root(figures: Figures) -> RankCost:
         stage=None,
         share=0,
         compute_s=0.0,
+        join_s=0.0,
         receive_s=0.0,
         send_s=0.0,
         memory=empty_root_memory(figures),
@@ -334,10 +360,10 @@ def _latency(
         begins = max((first for first, _ in arrivals[s]), default=0.0)
         ends = max((last for _, last in arrivals[s]), default=0.0)
         if stage.whole_batch:
-            first = last = ends + cost.compute_s
+            first = last = ends + cost.run_s
         else:
-            first = begins + cost.compute_s
-            last = max(ends + cost.compute_s, first + (cost.runs - 1) * cost.busy_s)
+            first = begins + cost.run_s
+            last = max(ends + cost.run_s, first + (cost.runs - 1) * cost.busy_s)
         done[s] = (first, last)
         for hop in out_of.get(s, []):
             passed = _through(hop, done[s])

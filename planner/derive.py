@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from planner.joins import exchanges, rank_times
 from planner.layout import Layout, StageView
 from planner.ledger import Ledgers
 from planner.messages import Move, Occupied, moves, occupied
@@ -24,6 +25,7 @@ class RankLoad:
 
     rank: int
     compute_s: float
+    join_s: float
     receive_s: float
     send_s: float
     busy_fraction: float
@@ -47,9 +49,10 @@ class Derived:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _StageTimes:
-    """One run of a stage: each rank's computing, the longest of it, and that with messages."""
+    """One run of a stage: each rank's computing, the joins, until it is done, and with messages."""
 
     compute_s: tuple[float, ...]
+    join_s: float
     duration_s: float
     busy_s: float
 
@@ -72,7 +75,7 @@ def derive(plan: Plan, layout: Layout, prices: Prices) -> Derived:
     loads = occupied(found, layout)
     times = {x.place: _stage_times(x, loads[x.place], prices) for x in layout.stages.values()}
     busy_s = {place: layout.stages[place].runs * t.busy_s for place, t in times.items()}
-    busy_s.update(_wires(found))
+    busy_s.update(_wires(found, layout, prices))
     period_s = max(busy_s.values())
     return Derived(
         period_s=period_s,
@@ -84,24 +87,29 @@ def derive(plan: Plan, layout: Layout, prices: Prices) -> Derived:
 
 
 def _stage_times(stage: StageView, loads: Sequence[Occupied], prices: Prices) -> _StageTimes:
-    compute_s = tuple(
-        prices.compute_s(device, stage.layers, share)
-        for device, share in zip(stage.devices, stage.shares, strict=True)
-    )
+    compute_s, slowest_s = rank_times(stage, prices)
+    join_s = sum(x.time_s for part in stage.slices for x in exchanges(stage, part, prices))
+    duration_s = slowest_s + join_s
     return _StageTimes(
         compute_s=compute_s,
-        duration_s=max(compute_s),
-        busy_s=max(compute_s) + max(x.receive_s for x in loads) + max(x.send_s for x in loads),
+        join_s=join_s,
+        duration_s=duration_s,
+        busy_s=duration_s + max(x.receive_s for x in loads) + max(x.send_s for x in loads),
     )
 
 
-def _wires(found: Sequence[Move]) -> dict[str, float]:
+def _wires(found: Sequence[Move], layout: Layout, prices: Prices) -> dict[str, float]:
     """Seconds a batch that each wire is busy."""
     total: dict[str, float] = defaultdict(float)
     for move in found:
         for message in move.messages:
             if message.wire:
                 total[message.wire] += move.count * message.time_s
+    for stage in layout.stages.values():
+        for part in stage.slices:
+            for join in exchanges(stage, part, prices):
+                for wire, seconds in join.messages:
+                    total[wire] += stage.runs * seconds
     return total
 
 
@@ -178,10 +186,12 @@ def _rank_loads(
         for position, rank in enumerate(stage.ranks):
             load = loads[stage.place][position]
             compute_s = times[stage.place].compute_s[position]
-            busy_s = stage.runs * (compute_s + load.receive_s + load.send_s)
+            join_s = times[stage.place].join_s
+            busy_s = stage.runs * (compute_s + join_s + load.receive_s + load.send_s)
             found[rank] = RankLoad(
                 rank=rank,
                 compute_s=compute_s,
+                join_s=join_s,
                 receive_s=load.receive_s,
                 send_s=load.send_s,
                 busy_fraction=busy_s / period_s if period_s else 0.0,
@@ -191,6 +201,7 @@ def _rank_loads(
         found[0] = RankLoad(
             rank=0,
             compute_s=0.0,
+            join_s=0.0,
             receive_s=0.0,
             send_s=0.0,
             busy_fraction=0.0,

@@ -30,6 +30,7 @@ class Figures:
         self._peaks: dict[tuple[str, str, int], int] = {}
         self._mapped: dict[tuple[str, str, int], int] = {}
         self._sizes: dict[tuple[str, int], int] = {}
+        self._regions: dict[tuple[int, str, int], float] = {}
 
     def time_s(self, layer: int, device: str, items: int) -> float:
         """Seconds of one layer."""
@@ -51,6 +52,23 @@ class Figures:
         if any(self.problem.graph.layers[i].uses_prelude for i in layers):
             total += self.prelude_s(device, items)
         return total
+
+    def region_s(self, region: int, device: str, items: int) -> float:
+        """Seconds of all layers of a region."""
+        key = (region, self._owner[device], items)
+        if key not in self._regions:
+            layers = self.problem.region_layers[region]
+            self._regions[key] = sum(self.time_s(i, device, items) for i in layers)
+        return self._regions[key]
+
+    def slice_s(self, region: int, device: str, items: int, units: int) -> float:
+        """Seconds of ``units`` of a region's units: what slicing does not divide is done in full.
+
+        The only place that says how long a slice takes.
+        """
+        found = self.problem.graph.regions[region]
+        fraction = (1 - found.divided) + found.divided * units / found.units
+        return self.region_s(region, device, items) * fraction
 
     def peak_bytes(self, layer: int, device: str, items: int) -> int:
         """Bytes one layer allocates beyond its inputs and weights."""

@@ -28,8 +28,11 @@ RULES: Mapping[str, str] = {
     "layers-doubled": "no pipeline holds a layer twice",
     "convex": "no path leaves a stage and comes back to it",
     "cycle": "no two stages wait for each other",
-    "split": "`none` has one rank, `batch` has two or more; the request allows it",
-    "shares": "one positive share a rank; together `microbatch_size` (all items if `whole_batch`)",
+    "split": "`none` has one rank, `batch` and `tensor` have two or more; the request allows it",
+    "shares": "one positive share a rank; together `microbatch_size` (all items if `whole_batch`); "
+    "`microbatch_size` each if `tensor`",
+    "slices": "`tensor` stages divide regions that lie wholly in them: at least one unit a rank, "
+    "together all of the region's; no other stage divides any",
     "whole-batch": "a stage is `whole_batch` exactly when a layer of it looks across items",
     "state": "layers that share changing state are in one stage, on one rank, of one pipeline",
     "static-batch": "a model captured for a fixed batch gets exactly that many items",

@@ -266,6 +266,8 @@ def _homeless_layer(question: _Question) -> _Clash | None:
     figures, graph = Figures(problem), problem.graph
     worst: tuple[int, _Clash] | None = None
     for i, layer in enumerate(graph.layers):
+        if problem.tensor_splits and i in graph.region_of:
+            continue  # several devices may hold it together
         needs, rooms = [], []
         for device in problem.devices:
             if device in problem.allowed[i]:

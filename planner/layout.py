@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from planner.planfile import Plan, place
+from planner.planfile import Plan, Stage, place
 from planner.selection import LayerIndex, fold
 from profiler.cluster import Cluster
 from profiler.errors import InvalidInputError
-from profiler.graph import ModelGraph
+from profiler.graph import ModelGraph, SliceRegion
 
 _SHOWN = 6
 
@@ -45,11 +45,21 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SliceView:
+    """A region that a stage divides: its layers by position, its units for each rank."""
+
+    region: SliceRegion
+    layers: tuple[int, ...]
+    units: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StageView:
     """A stage with everything looked up.
 
     It runs ``runs`` times a batch on ``items`` items; the rank at position ``i`` takes
-    ``shares[i]`` of them, after those of the ranks before it.
+    ``shares[i]`` of them, after those of the ranks before it. With ``slices`` every rank takes all
+    of them, and the first sends what leaves.
     """
 
     place: str
@@ -61,6 +71,7 @@ class StageView:
     whole_batch: bool
     items: int
     runs: int
+    slices: tuple[SliceView, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +126,19 @@ def resolve(reading: Reading) -> Layout:
     spec = reading.plan.spec
     micro = spec.schedule.microbatch_size
     device_of = {binding.rank: binding.device for binding in spec.ranks}
+    regions = {region.name: region for region in reading.graph.regions}
+    at = reading.graph.layer_index
+
+    def sliced(stage: Stage) -> tuple[SliceView, ...]:
+        return tuple(
+            SliceView(
+                region=regions[x.region],
+                layers=tuple(sorted(at[name] for name in regions[x.region].layers)),
+                units=x.units,
+            )
+            for x in stage.slices
+        )
+
     pipelines = tuple(
         tuple(
             StageView(
@@ -127,6 +151,7 @@ def resolve(reading: Reading) -> Layout:
                 whole_batch=stage.whole_batch,
                 items=pipeline.items if stage.whole_batch else micro,
                 runs=1 if stage.whole_batch else -(-pipeline.items // micro),
+                slices=sliced(stage),
             )
             for s, stage in enumerate(pipeline.stages)
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from planner.joins import exchanges, weight_bytes
 from planner.layout import Layout, StageView
 from planner.planfile import INPUT, OUTPUT, RankMemory, Transfer
 from planner.prices import Prices
@@ -37,13 +38,14 @@ class Ledgers:
         """The ledger of the rank at ``position`` of ``stage``."""
         graph = self._prices.graph
         weights = {name for i in stage.layers for name in graph.layers[i].weights}
+        held = weight_bytes(stage, position, self._prices)
         state = sum(graph.weight[name].num_bytes for name in weights if graph.weight[name].state)
         return self._ledger(
             rank=stage.ranks[position],
-            weights_bytes=sum(graph.weight[name].num_bytes for name in weights) - state,
+            weights_bytes=held - state,
             state_bytes=state,
             activations_bytes=self._peak_activations(stage, position),
-            buffers_bytes=self._buffers(stage, position),
+            buffers_bytes=self._buffers(stage, position) + self._joining(stage, position),
         )
 
     def _buffers(self, stage: StageView, position: int) -> int:
@@ -59,7 +61,8 @@ class Ledgers:
         outgoing = {
             x.tensor
             for x in self._sent[stage.place]
-            if not (on_root and x.target == OUTPUT) and (cut[x.tensor] or position == 0)
+            if not (on_root and x.target == OUTPUT)
+            and ((cut[x.tensor] and not stage.slices) or position == 0)
         }
         items = stage.shares[position]
         sizes = [self._prices.size(name, items) for name in (*incoming, *outgoing)]
@@ -67,6 +70,16 @@ class Ledgers:
         small = ahead * sum(size for size in sizes if size < MAPPED_BYTES)
         large = ahead * sum(size for size in sizes if size >= MAPPED_BYTES)
         return large + self._heap(stage.devices[position], items, small)
+
+    def _joining(self, stage: StageView, position: int) -> int:
+        # One join at a time; the heap stays as large as the largest of them made it.
+        small = large = 0
+        for part in stage.slices:
+            for join in exchanges(stage, part, self._prices):
+                got = join.pieces[position]
+                small = max(small, sum(n for n in got if n < MAPPED_BYTES))
+                large = max(large, sum(n for n in got if n >= MAPPED_BYTES))
+        return large + self._heap(stage.devices[position], stage.items, small)
 
     def _heap(self, device: str, items: int, alive: int) -> int:
         """Bytes of a heap on which ``alive`` are in use."""

@@ -18,6 +18,7 @@ from planner.planfile import (
     RankBinding,
     RankEstimate,
     Schedule,
+    Slices,
     Stage,
     Transfer,
     place,
@@ -45,9 +46,13 @@ def lower(problem: PlanningProblem, assignment: Assignment, price: PlanCost) -> 
                 Stage(
                     index=s,
                     layers=folded[stage.layers],
-                    split="batch" if len(stage.devices) > 1 else "none",
+                    split=stage.split,
                     ranks=tuple(ranks[device] for device in stage.devices),
                     shares=stage.shares,
+                    slices=tuple(
+                        Slices(region=graph.regions[x.region].name, units=x.units)
+                        for x in stage.slices
+                    ),
                     whole_batch=stage.whole_batch,
                 )
                 for s, stage in enumerate(pipeline.stages)
@@ -91,6 +96,7 @@ def estimate(problem: PlanningProblem, assignment: Assignment, price: PlanCost) 
             RankEstimate(
                 rank=ranks[rank.device],
                 compute_s=rank.compute_s,
+                join_s=rank.join_s,
                 receive_s=rank.receive_s,
                 send_s=rank.send_s,
                 busy_fraction=_busy_fraction(rank, price),
@@ -119,7 +125,7 @@ def describe_bottleneck(assignment: Assignment, price: PlanCost) -> str:
 def _busy_fraction(rank: RankCost, price: PlanCost) -> float:
     if rank.pipeline is None or rank.stage is None or not price.period_s:
         return 0.0
-    busy_s = rank.compute_s + rank.receive_s + rank.send_s
+    busy_s = rank.compute_s + rank.join_s + rank.receive_s + rank.send_s
     return price.pipelines[rank.pipeline].stages[rank.stage].runs * busy_s / price.period_s
 
 

@@ -5,12 +5,15 @@ The formulas are those of ``docs/cost-model.md``, section "Memory of a rank".
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from planner.communication import join_pieces
 from planner.figures import Figures
 from planner.planfile import RankMemory
+from planner.problem import PlanningProblem
+from planner.slices import RegionUnits, Slicing, divided_layers
 from profiler.allocator import MAPPED_BYTES
 
 BUFFER_DEPTH = 2
@@ -22,7 +25,8 @@ class Holding:
     """What one rank of a stage holds.
 
     ``received`` and ``leaving`` are the tensors that enter and leave the stage; ``incoming`` and
-    ``outgoing`` those of them that this rank gets from, or sends to, another device.
+    ``outgoing`` those of them that this rank gets from, or sends to, another device. Of the regions
+    of ``slices`` it has the units that are for ``rank``, its position in the stage.
     """
 
     layers: Sequence[int]
@@ -33,6 +37,8 @@ class Holding:
     leaving: frozenset[str]
     incoming: frozenset[str]
     outgoing: frozenset[str]
+    slices: Slicing = ()
+    rank: int = 0
 
 
 def stage_rank_memory(figures: Figures, holding: Holding) -> RankMemory:
@@ -45,14 +51,46 @@ def stage_rank_memory(figures: Figures, holding: Holding) -> RankMemory:
             state += weight.num_bytes
         else:
             weights += weight.num_bytes
+    for whole, shard in shard_bytes(problem, holding.layers, holding.slices, holding.rank):
+        weights += shard - whole
+    buffers = buffer_bytes(figures, holding) + join_bytes(figures, holding)
     return RankMemory(
         weights_bytes=weights,
         state_bytes=state,
         activations_bytes=activation_bytes(figures, holding),
-        buffers_bytes=buffer_bytes(figures, holding) + root_bytes(figures, holding.device),
+        buffers_bytes=buffers + root_bytes(figures, holding.device),
         reserve_bytes=problem.reserve_bytes(holding.device),
         capacity_bytes=problem.capacity_bytes(holding.device),
     )
+
+
+def shard_bytes(
+    problem: PlanningProblem, layers: Iterable[int], slices: Slicing, rank: int
+) -> Iterator[tuple[int, int]]:
+    """Whole and own bytes of each weight of which a rank holds a shard only.
+
+    A weight that another layer of the stage reads too (a tied one) is held whole.
+    """
+    if not slices:
+        return
+    graph = problem.graph
+    divided = divided_layers(problem, slices)
+    kept = {name for i in layers if i not in divided for name in graph.layers[i].weights}
+    holders: dict[str, set[int]] = {}
+    for x in slices:
+        for i in problem.region_layers[x.region]:
+            for name in graph.layers[i].weights:
+                holders.setdefault(name, set()).add(x.region)
+    for x in slices:
+        for sliced in graph.regions[x.region].weights:
+            if sliced.weight not in kept and holders.get(sliced.weight) == {x.region}:
+                whole = graph.weight[sliced.weight].num_bytes
+                yield whole, shard_of(whole, x, rank)
+
+
+def shard_of(num_bytes: int, slices: RegionUnits, rank: int) -> int:
+    """A rank's part of a weight that a region slices; units are equal in size."""
+    return num_bytes * slices.units[rank] // sum(slices.units)
 
 
 def empty_root_memory(figures: Figures) -> RankMemory:
@@ -167,6 +205,28 @@ def buffer_bytes(figures: Figures, holding: Holding) -> int:
     }
     permille = figures.heap_permille(holding.device, holding.items)
     return on_heap(moved[Part.HEAP], permille) + moved[Part.MAPPED]
+
+
+def join_bytes(figures: Figures, holding: Holding) -> int:
+    """What a rank takes for the parts that its peers send it, at the join that needs most."""
+    permille = figures.heap_permille(holding.device, holding.items)
+    most = dict.fromkeys(Part, 0)
+    for x in holding.slices:
+        for part, num_bytes in arriving_parts(figures, x, holding.rank, holding.items).items():
+            most[part] = max(most[part], num_bytes)
+    return on_heap(most[Part.HEAP], permille) + most[Part.MAPPED]
+
+
+def arriving_parts(figures: Figures, slices: RegionUnits, rank: int, items: int) -> dict[Part, int]:
+    """The most bytes that a rank receives at once in a join of a region, by where they lie."""
+    most = dict.fromkeys(Part, 0)
+    for join in figures.problem.graph.regions[slices.region].joins:
+        size = figures.tensor_bytes(join.tensor, items)
+        pieces = join_pieces(join.how, size, slices.units, rank)
+        for part in Part:
+            here = [n for n in pieces if (n >= MAPPED_BYTES) == (part is Part.MAPPED)]
+            most[part] = max(most[part], sum(here))
+    return most
 
 
 def _total(figures: Figures, names: Iterable[str], items: int) -> int:

@@ -52,10 +52,16 @@ def moves(transfers: Iterable[Transfer], layout: Layout, prices: Prices) -> Iter
     """Every transfer with the messages that it takes."""
     for transfer in transfers:
         items, count = sent_items(transfer, layout)
+        target = layout.stages.get(transfer.target)
         sources = _holders(layout.stages.get(transfer.source), items, layout.root)
-        targets = _holders(layout.stages.get(transfer.target), items, layout.root)
+        targets = _holders(target, items, layout.root)
+        if target and target.slices:  # each rank gets all items, from whoever has them
+            targets = tuple(_Holder(device, items) for device in target.devices)
         if prices.graph.tensor[transfer.tensor].batch_dim is None:
             pairs: Iterable[tuple[int, int, int]] = ((0, b, items) for b in range(len(targets)))
+        elif target and target.slices:
+            parts = list(_overlaps([x.stop for x in sources], [items]))
+            pairs = [(a, b, n) for b in range(len(targets)) for a, _, n in parts]
         else:
             pairs = _overlaps([x.stop for x in sources], [x.stop for x in targets])
         yield Move(
@@ -103,6 +109,8 @@ def _holders(stage: StageView | None, items: int, root: str) -> Sequence[_Holder
     if stage is None:
         return (_Holder(root, items),)
     if stage.items != items:  # a whole-batch stage beside a microbatched one: one rank, all of it
+        return (_Holder(stage.devices[0], items),)
+    if stage.slices:
         return (_Holder(stage.devices[0], items),)
     return tuple(map(_Holder, stage.devices, accumulate(stage.shares)))
 

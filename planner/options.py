@@ -1,4 +1,5 @@
-"""What one stage may run on: single devices, or groups that split the batch in given shares.
+"""What one stage may run on: single devices, or groups that split the batch in given shares, or
+the regions of the model in given slices.
 
 An :class:`Option` names device *classes*, so that the work of a solver depends on how many kinds
 of device there are, not on how many devices. :func:`place` turns a sequence of options into
@@ -9,12 +10,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
 
 from planner.figures import Figures
 from planner.problem import PlanningProblem
+from planner.slices import Slicing, slices_within
+from planner.slicings import MAX_SLICINGS, find_slicings
+from planner.solvers.base import StageAssignment
 
 MAX_WORK = 1e9
 """Rough number of (devices used, stage, next stage, cut) combinations that a solver may face."""
@@ -28,16 +32,24 @@ MAX_SHARES = 3
 class Option:
     """A rank per member: the class of its device and its share, in rank order.
 
-    ``whole_batch`` options run stages that wait for the whole batch.
+    ``whole_batch`` options run stages that wait for the whole batch. Options with a ``slicing``
+    split the stage by tensor: each share is the whole microbatch, and the stage divides those of
+    these regions that lie wholly in it, one at least.
     """
 
     members: tuple[tuple[int, int], ...]
     whole_batch: bool = False
+    slicing: Slicing = ()
 
     @property
     def is_group(self) -> bool:
-        """Whether it splits the batch."""
+        """Whether it splits the batch, or by tensor."""
         return len(self.members) > 1
+
+    @property
+    def is_tensor(self) -> bool:
+        """Whether it splits by tensor."""
+        return bool(self.slicing)
 
     def counts(self, num_classes: int) -> tuple[int, ...]:
         """Devices it takes of each class."""
@@ -55,16 +67,23 @@ class OptionSet:
 
     def describe(self, problem: PlanningProblem) -> str:
         """The part of the search space that the options stand for."""
-        if not any(option.is_group for option in self.options):
+        groups = [o for o in self.options if o.is_group]
+        if not groups:
             return "each on one device"
-        groups = len({tuple(c for c, _ in o.members) for o in self.options if o.is_group})
         size = f"up to {self.largest_group} devices"
         if self.limited:
             size += f", or all {len(problem.devices)}"
-        return (
-            f"each on one device or split by batch over {size} "
-            f"({groups} groups, at most {MAX_SHARES} ways to share a microbatch in each)"
-        )
+        number = len({tuple(c for c, _ in o.members) for o in groups})
+        ways = "by batch or by tensor"
+        limits = f"at most {MAX_SHARES} ways to share a microbatch"
+        slicings = f"at most {MAX_SLICINGS} to slice the model's regions"
+        if all(option.is_tensor for option in groups):
+            ways, limits = "by tensor", slicings.replace("to slice", "ways to slice")
+        elif not any(option.is_tensor for option in groups):
+            ways = "by batch"
+        else:
+            limits += f", {slicings}"
+        return f"each on one device or split {ways} over {size} ({number} groups, {limits} in each)"
 
 
 def find_options(
@@ -72,7 +91,7 @@ def find_options(
 ) -> OptionSet:
     """Every single device, and as many groups as can be searched, the smallest first."""
     singles = list(_singles(problem))
-    if not problem.batch_splits:
+    if not problem.batch_splits and not problem.tensor_splits:
         return OptionSet(options=tuple(singles), largest_group=1, limited=False)
     sizes = [len(members) for members in problem.classes]
     everything = sum(sizes)
@@ -89,9 +108,17 @@ def find_options(
     options = list(singles)
     for group in groups:
         classes = [c for c, n in enumerate(group) for _ in range(n)]
-        options += [
-            Option(tuple(zip(classes, shares, strict=True))) for shares in table.shares(classes)
-        ]
+        if problem.batch_splits:
+            options += [
+                Option(tuple(zip(classes, shares, strict=True))) for shares in table.shares(classes)
+            ]
+        if problem.tensor_splits:
+            whole = Option(tuple((c, problem.microbatch) for c in classes))
+            (devices,) = place(problem, [whole])
+            options += [
+                replace(whole, slicing=slicing)
+                for slicing in find_slicings(problem, figures, devices)
+            ]
     return OptionSet(options=tuple(options), largest_group=largest, limited=largest < everything)
 
 
@@ -99,6 +126,19 @@ def place(problem: PlanningProblem, options: Sequence[Option]) -> list[tuple[str
     """Devices for each option, every device at most once, in the cluster's order."""
     unused = [list(members) for members in problem.classes]
     return [tuple(unused[c].pop(0) for c, _ in option.members) for option in options]
+
+
+def stage_on(
+    problem: PlanningProblem, option: Option, devices: Sequence[str], layers: Sequence[int]
+) -> StageAssignment:
+    """The stage of these layers that ``option`` stands for, on devices of its classes."""
+    return StageAssignment(
+        layers=tuple(layers),
+        devices=tuple(devices),
+        shares=tuple(share for _, share in option.members),
+        whole_batch=option.whole_batch,
+        slices=slices_within(problem, option.slicing, layers),
+    )
 
 
 def _singles(problem: PlanningProblem) -> Iterator[Option]:
@@ -113,11 +153,12 @@ def _singles(problem: PlanningProblem) -> Iterator[Option]:
 def _largest_group(problem: PlanningProblem, sizes: Sequence[int], max_work: float) -> int:
     """The largest group size whose options can all be searched together."""
     states = prod(n + 1 for n in sizes)
+    ways = MAX_SHARES * problem.batch_splits + MAX_SLICINGS * problem.tensor_splits
     by_size = Counter(sum(group) for group in product(*(range(n + 1) for n in sizes)))
     count, largest = 0, 1
     for size in range(1, sum(sizes) + 1):
         count += by_size[size]
-        if states * (MAX_SHARES * count) ** 2 * problem.num_layers > max_work:
+        if states * (ways * count) ** 2 * problem.num_layers > max_work:
             break
         largest = size
     return largest

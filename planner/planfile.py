@@ -166,10 +166,14 @@ class RankMemory(Record):
 
 
 class RankEstimate(Record):
-    """How one rank is expected to spend a microbatch (a batch, if its stage waits for one)."""
+    """How one rank is expected to spend a microbatch (a batch, if its stage waits for one).
+
+    ``join_s`` is for exchanging partial results with the other ranks of a stage split by tensor.
+    """
 
     rank: int
     compute_s: Estimated
+    join_s: Estimated = 0.0
     receive_s: Estimated
     send_s: Estimated
     busy_fraction: Estimated

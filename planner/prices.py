@@ -67,6 +67,15 @@ class Prices:
             self._sums[key] = layers_s + (measured.dispatch_s if layers else 0.0)
         return self._sums[key]
 
+    def layers_s(self, device: str, layers: Sequence[int], items: int) -> float:
+        """Seconds of these layers alone."""
+        measured = self.timings(device)
+        return sum(self._time(measured, self.graph.layers[i].twin, items) for i in layers)
+
+    def prelude_s(self, device: str, items: int) -> float:
+        """Seconds of the work that stages repeat."""
+        return self._time(self.timings(device), PRELUDE, items)
+
     def peak(self, device: str, twin: str, items: int) -> int:
         """Bytes that a layer (or the prelude) allocates beyond its inputs and weights."""
         measured = self.timings(device)

@@ -119,6 +119,19 @@ class PlanningProblem:
             and self.graph.static_batch is None
         )
 
+    @property
+    def tensor_splits(self) -> bool:
+        """Whether a stage may be split by tensor over several devices."""
+        return Split.TENSOR in self.request.splits and any(x.units > 1 for x in self.graph.regions)
+
+    @cached_property
+    def region_layers(self) -> tuple[tuple[int, ...], ...]:
+        """Positions of the layers of each region, ascending."""
+        at = self.graph.layer_index
+        return tuple(
+            tuple(sorted(at[name] for name in region.layers)) for region in self.graph.regions
+        )
+
     def one_pipeline(self) -> str | None:
         """Why there must be one pipeline for all items; None if there may be several."""
         graph = self.graph

@@ -61,6 +61,7 @@ def estimated(derived: Derived, spec: PlanSpec, *, error_fraction: float) -> Est
             RankEstimate(
                 rank=load.rank,
                 compute_s=load.compute_s,
+                join_s=load.join_s,
                 receive_s=load.receive_s,
                 send_s=load.send_s,
                 busy_fraction=load.busy_fraction,

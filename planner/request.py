@@ -20,12 +20,14 @@ class Objective(StrEnum):
 class Split(StrEnum):
     """Ways to divide the work that the planner may use.
 
-    Between ``layers`` (stages of a pipeline), a stage's ``batch`` over several devices, the items
-    of a batch over whole ``pipelines`` side by side.
+    Between ``layers`` (stages of a pipeline), a stage's ``batch`` over several devices, its
+    weights and work (``tensor``) over several devices, the items of a batch over whole
+    ``pipelines`` side by side.
     """
 
     LAYERS = "layers"
     BATCH = "batch"
+    TENSOR = "tensor"
     PIPELINES = "pipelines"
 
 
@@ -65,7 +67,12 @@ class PlanRequest(Document):
     objective: Objective = Objective.THROUGHPUT
     batch_size: int = Field(ge=1)
     microbatch_size: int | None = Field(default=None, ge=1)
-    splits: tuple[Split, ...] = (Split.LAYERS, Split.BATCH, Split.PIPELINES)
+    splits: tuple[Split, ...] = (
+        Split.LAYERS,
+        Split.BATCH,
+        Split.TENSOR,
+        Split.PIPELINES,
+    )
     max_stages: int | None = Field(default=None, ge=1)
     reserve_bytes: Bytes | None = Field(default=None, ge=0)
     max_bytes: dict[str, Bytes] = Field(default_factory=dict)

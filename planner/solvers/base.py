@@ -10,9 +10,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from planner.flows import Routing
+from planner.slices import Slicing
 
 if TYPE_CHECKING:
     from planner.cost import CostModel
@@ -24,12 +25,24 @@ TOLERANCE = 1e-9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageAssignment:
-    """Layers, and the devices that run them with their shares of a microbatch, in rank order."""
+    """Layers, and the devices that run them with their shares of a microbatch, in rank order.
+
+    With ``slices`` the stage is split by tensor: every rank takes all items, and computes these
+    regions only in part.
+    """
 
     layers: tuple[int, ...]
     devices: tuple[str, ...]
     shares: tuple[int, ...]
     whole_batch: bool = False
+    slices: Slicing = ()
+
+    @property
+    def split(self) -> Literal["none", "batch", "tensor"]:
+        """How its devices divide the work."""
+        if self.slices:
+            return "tensor"
+        return "batch" if len(self.devices) > 1 else "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

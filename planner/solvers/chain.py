@@ -14,7 +14,7 @@ from typing import ClassVar
 from planner.bounds import period_bound_s
 from planner.cost import CostModel
 from planner.flows import Routing
-from planner.options import Option, OptionSet, find_options, place
+from planner.options import Option, OptionSet, find_options, place, stage_on
 from planner.problem import PlanningProblem
 from planner.request import Objective
 from planner.solvers.base import (
@@ -22,7 +22,6 @@ from planner.solvers.base import (
     SolveLimits,
     SolverResult,
     SolveStatus,
-    StageAssignment,
 )
 from planner.solvers.chain_latency import LatencySearch
 from planner.solvers.chain_period import PeriodSearch
@@ -111,12 +110,7 @@ class _Decoder:
         """Put the plan of ``steps`` into ``progress`` if it is better; its objective."""
         options = [self.options[step.option] for step in steps]
         stages = tuple(
-            StageAssignment(
-                layers=tuple(range(step.start, step.end)),
-                devices=devices,
-                shares=tuple(share for _, share in option.members),
-                whole_batch=option.whole_batch,
-            )
+            stage_on(self.problem, option, devices, range(step.start, step.end))
             for step, option, devices in zip(
                 steps, options, place(self.problem, options), strict=True
             )

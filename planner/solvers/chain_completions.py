@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.solvers.chain_segments import Flags, Floats, Integers
+from planner.solvers.arrays import Flags, Floats, Integers
 from planner.solvers.chain_tables import ChainTables
 
 

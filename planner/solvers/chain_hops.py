@@ -15,7 +15,8 @@ import numpy as np
 from planner.figures import Figures
 from planner.options import Option
 from planner.problem import PlanningProblem
-from planner.solvers.chain_segments import Crossing, Flags, Floats
+from planner.solvers.arrays import Flags, Floats
+from planner.solvers.chain_segments import Crossing
 from profiler.cluster import Link
 
 
@@ -159,7 +160,10 @@ class _Builder:
         """Sending rank, receiving rank, seconds by cut, their link."""
         items = self.problem.batch if whole else self.problem.microbatch
         found = []
-        for r, (c, start, stop) in enumerate(_intervals(sender, items)):
+        senders = _intervals(sender, items)
+        if sender.is_tensor:  # every rank has everything, the first sends it
+            senders = senders[:1]
+        for r, (c, start, stop) in enumerate(senders):
             for b, (d, first, last) in enumerate(_intervals(receiver, items)):
                 held = max(0, min(stop, last) - max(start, first))
                 if held or (r == 0 and self.has_uncut):
@@ -195,7 +199,7 @@ class _Builder:
         items = self.problem.batch if option.whole_batch else self.problem.microbatch
         for r, (c, share) in enumerate(option.members):
             device = self.problem.classes[c][0]
-            if device == root:
+            if device == root or (option.is_tensor and not incoming and r):
                 continue
             link = self.problem.links[(root, device) if incoming else (device, root)]
             for x, names in enumerate(sets):
@@ -245,6 +249,8 @@ def _intervals(option: Option, items: int) -> list[tuple[int, int, int]]:
     """Class and interval of items of each rank."""
     if option.whole_batch:
         return [(option.members[0][0], 0, items)]
+    if option.is_tensor:
+        return [(c, 0, items) for c, _ in option.members]
     found, start = [], 0
     for c, share in option.members:
         found.append((c, start, start + share))

@@ -24,8 +24,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from planner.solvers.arrays import Floats, Integers
 from planner.solvers.base import SolveLimits
-from planner.solvers.chain_segments import Floats, Integers
 from planner.solvers.chain_tables import ChainTables, Decode, Progress, Step
 
 MAX_KINDS = 4

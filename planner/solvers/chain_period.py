@@ -21,9 +21,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from planner.solvers.arrays import Flags, Floats, Integers
 from planner.solvers.base import SolveLimits
 from planner.solvers.chain_completions import Completions
-from planner.solvers.chain_segments import Flags, Floats, Integers
 from planner.solvers.chain_tables import ChainTables, Progress, Step
 
 NEAR = 100_000

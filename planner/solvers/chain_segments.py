@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from planner.figures import Figures
 from planner.memory import (
@@ -25,10 +25,12 @@ from planner.memory import (
 )
 from planner.options import Option
 from planner.problem import PlanningProblem
+from planner.solvers.arrays import Flags, Floats, Integers
+from planner.solvers.chain_slices import RegionsWithin
 
-Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
-Flags = NDArray[np.bool_]
+Sends = Literal["all", "cut", "nothing"]
+"""What a rank sends of what leaves its stage: a first rank everything, another its items of what
+can be cut, or nothing where every rank has everything."""
 
 
 class Crossing:
@@ -109,19 +111,28 @@ class Segments:
         self.problem, self.figures, self.options = problem, figures, options
         self.crossing = Crossing(problem)
         self._times: dict[tuple[int, int], Floats] = {}
-        self._rooms: dict[tuple[int, int, bool, bool], Flags] = {}
+        self._regions = RegionsWithin(problem, figures)
+        self._rooms: dict[tuple[int, int, bool, Sends], Flags] = {}
         self._sizes: dict[tuple[int, Part], tuple[Integers, ...]] = {}
         self._activations: dict[tuple[int, int], Integers] = {}
 
     def compute_s(self, option: Option) -> Floats:
         """Seconds of the slowest rank for a microbatch (a batch); infinite where it cannot be."""
         seconds = np.zeros_like(self._possible)
-        for c, share in dict.fromkeys(option.members):
-            seconds = np.maximum(seconds, self._seconds(c, share))
+        if option.is_tensor:
+            items = self.problem.microbatch
+            seconds = self._regions.seconds(option, lambda c: self._seconds(c, items))
+        else:
+            for c, share in dict.fromkeys(option.members):
+                seconds = np.maximum(seconds, self._seconds(c, share))
         for c in {c for c, _ in option.members}:
             seconds = seconds + self._barred(c)
         for r, (c, share) in enumerate(option.members):
-            fits = self._fits(c, share, option.whole_batch, r == 0)
+            if option.is_tensor:
+                fits = self._fits_sliced(option, r)
+            else:
+                sends: Sends = "all" if r == 0 else "cut"
+                fits = self._fits(c, share, option.whole_batch, sends)
             seconds = np.where(fits, seconds, np.inf)
         if option.whole_batch:
             return np.asarray(np.where(self._waiting, seconds, np.inf) + self._possible)
@@ -179,29 +190,49 @@ class Segments:
 
     # --- memory --------------------------------------------------------------------------------
 
-    def _fits(self, c: int, items: int, whole_batch: bool, first: bool) -> Flags:
-        """Whether each run fits a rank; ``first`` ranks also send what cannot be cut."""
-        key = (c, items, whole_batch, first)
+    def _fits(self, c: int, items: int, whole_batch: bool, sends: Sends) -> Flags:
+        """Whether each run fits a rank."""
+        key = (c, items, whole_batch, sends)
         if key not in self._rooms:
-            device = self.problem.classes[c][0]
-            remote = device != self.problem.cluster.root
-            depth = 1 if whole_batch else BUFFER_DEPTH
-            buffers = np.zeros_like(self._weights)
-            for part in Part:
-                entering, leaving, uncut, results, uncut_results, inputs = self._moved(items, part)
-                moved = entering[:, None] + (leaving if first else leaving - uncut)[None, :]
-                if remote:
-                    moved = moved + inputs + (results if first else results - uncut_results)
-                buffers = buffers + self._taken(device, items, part, depth * moved)
-            total = (
-                self._weights
-                + self._active(c, items)
-                + buffers
-                + root_bytes(self.figures, device)
-                + self.problem.reserve_bytes(device)
-            )
-            self._rooms[key] = total <= self.problem.capacity_bytes(device)
+            total = self._used_bytes(c, items, whole_batch, sends)
+            capacity = self.problem.capacity_bytes(self.problem.classes[c][0])
+            self._rooms[key] = total <= capacity
         return self._rooms[key]
+
+    def _fits_sliced(self, option: Option, rank: int) -> Flags:
+        """Whether each run fits a rank that has its slices of the regions in it."""
+        c, items = option.members[rank]
+        device = self.problem.classes[c][0]
+        total = self._used_bytes(c, items, False, "all" if rank == 0 else "nothing")
+        total = total - self._regions.saved_bytes(option, rank)
+        for part in Part:
+            joined = self._regions.joined_bytes(option, rank, part)
+            total = total + self._taken(device, items, part, joined)
+        return np.asarray(total <= self.problem.capacity_bytes(device))
+
+    def _used_bytes(self, c: int, items: int, whole_batch: bool, sends: Sends) -> Integers:
+        """What a rank needs for all of each run."""
+        device = self.problem.classes[c][0]
+        remote = device != self.problem.cluster.root
+        depth = 1 if whole_batch else BUFFER_DEPTH
+        buffers = np.zeros_like(self._weights)
+        for part in Part:
+            entering, leaving, uncut, results, uncut_results, inputs = self._moved(items, part)
+            moved = np.tile(entering[:, None], (1, len(leaving)))
+            if sends != "nothing":
+                moved += (leaving if sends == "all" else leaving - uncut)[None, :]
+            if remote:
+                moved += inputs
+                if sends != "nothing":
+                    moved += results if sends == "all" else results - uncut_results
+            buffers = buffers + self._taken(device, items, part, depth * moved)
+        return np.asarray(
+            self._weights
+            + self._active(c, items)
+            + buffers
+            + root_bytes(self.figures, device)
+            + self.problem.reserve_bytes(device)
+        )
 
     @cached_property
     def _weights(self) -> Integers:

@@ -10,9 +10,10 @@ import numpy as np
 from planner.figures import Figures
 from planner.options import Option, OptionSet
 from planner.problem import PlanningProblem
+from planner.solvers.arrays import Flags, Floats, Integers
 from planner.solvers.base import Assignment
 from planner.solvers.chain_hops import find_hops
-from planner.solvers.chain_segments import Flags, Floats, Integers, Segments
+from planner.solvers.chain_segments import Segments
 from planner.solvers.chain_states import enumerate_states
 
 

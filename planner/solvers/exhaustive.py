@@ -13,8 +13,9 @@ from typing import ClassVar
 
 from planner.cost import CostModel
 from planner.flows import Routing
-from planner.options import Option, find_options
+from planner.options import Option, find_options, stage_on
 from planner.problem import PlanningProblem
+from planner.slices import slices_within
 from planner.solvers.base import (
     Assignment,
     PipelineAssignment,
@@ -28,8 +29,8 @@ MAX_LAYERS = 8
 MAX_DEVICES = 4
 MAX_LAYERS_SIDE_BY_SIDE = 6
 
-Placed = tuple[tuple[str, ...], tuple[int, ...], bool]
-"""Devices, shares, whether the stage waits for the whole batch."""
+Placed = tuple[tuple[str, ...], Option]
+"""Devices, and what a stage on them does with its work."""
 
 
 class ExhaustiveSolver:
@@ -84,7 +85,6 @@ class ExhaustiveSolver:
 
 def _placements(problem: PlanningProblem, option: Option) -> Iterator[Placed]:
     """The option on every choice of devices of its classes, in the cluster's order."""
-    shares = tuple(share for _, share in option.members)
 
     def choose(c: int, chosen: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
         if c == len(problem.classes):
@@ -95,7 +95,7 @@ def _placements(problem: PlanningProblem, option: Option) -> Iterator[Placed]:
             yield from choose(c + 1, chosen + devices)
 
     for devices in choose(0, ()):
-        yield devices, shares, option.whole_batch
+        yield devices, option
 
 
 def _assignments(
@@ -150,10 +150,11 @@ def _pipelines(
     """Each part of each partition on each placement that may hold it, no device twice."""
     for parts in _partitions(problem):
         choices = [[p for p in placed if _may_hold(problem, part, p)] for part in parts]
-        yield from _extend(parts, choices, frozenset(), ())
+        yield from _extend(problem, parts, choices, frozenset(), ())
 
 
 def _extend(
+    problem: PlanningProblem,
     parts: Sequence[tuple[int, ...]],
     choices: Sequence[Sequence[Placed]],
     taken: frozenset[str],
@@ -163,21 +164,21 @@ def _extend(
     if at == len(parts):
         yield stages
         return
-    for devices, shares, whole_batch in choices[at]:
+    for devices, option in choices[at]:
         if taken.isdisjoint(devices):
-            stage = StageAssignment(
-                layers=parts[at], devices=devices, shares=shares, whole_batch=whole_batch
-            )
-            yield from _extend(parts, choices, taken | set(devices), (*stages, stage))
+            stage = stage_on(problem, option, devices, parts[at])
+            yield from _extend(problem, parts, choices, taken | set(devices), (*stages, stage))
 
 
 def _may_hold(problem: PlanningProblem, part: tuple[int, ...], placed: Placed) -> bool:
-    devices, _, whole_batch = placed
+    devices, option = placed
     if any(not set(devices) <= problem.allowed[i] for i in part):
         return False
     if len(devices) > 1 and not problem.one_device.isdisjoint(part):
         return False
-    return whole_batch == (not problem.whole_batch.isdisjoint(part))
+    if option.is_tensor and not slices_within(problem, option.slicing, part):
+        return False
+    return option.whole_batch == (not problem.whole_batch.isdisjoint(part))
 
 
 def _partitions(problem: PlanningProblem) -> Iterator[tuple[tuple[int, ...], ...]]:

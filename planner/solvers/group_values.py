@@ -21,10 +21,10 @@ from typing import Protocol
 
 import numpy as np
 
+from planner.solvers.arrays import Floats, Integers
 from planner.solvers.base import SolveLimits
 from planner.solvers.chain_latency import LatencySearch
 from planner.solvers.chain_period import PeriodSearch
-from planner.solvers.chain_segments import Floats, Integers
 from planner.solvers.chain_tables import ChainTables, Progress, Step
 
 ENDLESS_S = 1e300

@@ -22,8 +22,8 @@ import numpy as np
 from ortools.linear_solver import pywraplp
 from ortools.sat.python import cp_model
 
+from planner.solvers.arrays import Floats
 from planner.solvers.base import SolveLimits
-from planner.solvers.chain_segments import Floats
 
 Piece = tuple[int, int]
 """A kind of device, and how many of them in one pool."""

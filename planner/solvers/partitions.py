@@ -18,7 +18,7 @@ from math import prod
 import numpy as np
 
 from planner.problem import PlanningProblem
-from planner.solvers.chain_segments import Flags, Integers
+from planner.solvers.arrays import Flags, Integers
 
 MAX_PAIRS = 600_000
 """Pairs of disjoint groups: beyond this, dividing takes longer than it is worth (12 devices, all

@@ -26,21 +26,20 @@ import numpy as np
 from planner.bounds import WorkBound, latency_bound_s
 from planner.cost import CostModel
 from planner.memory import empty_root_memory
-from planner.options import find_options, place
+from planner.options import find_options, place, stage_on
 from planner.problem import PlanningProblem
 from planner.request import Objective
 from planner.rules import best_routing
 from planner.solvers import load_solver
+from planner.solvers.arrays import Integers
 from planner.solvers.base import (
     TOLERANCE,
     Assignment,
     SolveLimits,
     SolverResult,
     SolveStatus,
-    StageAssignment,
 )
 from planner.solvers.chain import ChainSolver, describe_lines
-from planner.solvers.chain_segments import Integers
 from planner.solvers.chain_tables import Progress, Step
 from planner.solvers.dealt import SIDE_BY_SIDE, DealtPipelines
 from planner.solvers.group_values import (
@@ -236,10 +235,11 @@ class _Search:
         pipelines = []
         for steps, count in zip(lines, items, strict=True):
             stages = [
-                StageAssignment(
-                    layers=tuple(range(step.start, step.end)),
-                    devices=next(devices),
-                    shares=tuple(share for _, share in options[step.option].members),
+                stage_on(
+                    self.problem,
+                    options[step.option],
+                    next(devices),
+                    range(step.start, step.end),
                 )
                 for step in steps
             ]

@@ -60,7 +60,8 @@ class Slots:
         slots = [slot for option in singles for slot in self._copies(option)]
         moves = max(1, len(problem.graph.tensors))
         self.num_groups, self.left_out = 0, False
-        for option in (o for o in found.options if o.is_group):
+        self.without_tensor = any(o.is_tensor for o in found.options)
+        for option in (o for o in found.options if o.is_group and not o.is_tensor):
             copies = list(self._copies(option))
             if (len(slots) + len(copies)) ** 2 * moves > MAX_MOVES:
                 self.left_out = True
@@ -72,11 +73,12 @@ class Slots:
 
     def describe(self) -> str:
         """The part of the search space that the slots stand for."""
+        tensor = " (tensor splits were left out)" if self.without_tensor else ""
         if not self.num_groups:
             groups = " (batch splits were left out)" if self.left_out else ""
-            return f"each on one device{groups}"
+            return f"each on one device{groups}{tensor}"
         some = "the smallest " if self.left_out else ""
-        return f"each on one device or split by batch in {some}{self.num_groups} ways"
+        return f"each on one device or split by batch in {some}{self.num_groups} ways{tensor}"
 
     def runs(self, s: int) -> int:
         """How often a batch a stage in slot ``s`` runs."""

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from planner.pools import Pools
+from planner.solvers.arrays import Floats
 from planner.solvers.base import SolveLimits
-from planner.solvers.chain_segments import Floats
 from planner.solvers.master import Master, Supply
 from planner.solvers.template_pricing import AT_ONCE, Pricing, Template
 from planner.solvers.template_tables import TemplateTables

@@ -26,7 +26,7 @@ from functools import cached_property
 
 import numpy as np
 
-from planner.solvers.chain_segments import Floats
+from planner.solvers.arrays import Floats
 from planner.solvers.template_tables import Hop, TemplateTables
 
 AT_ONCE = 16

@@ -23,7 +23,8 @@ from planner.options import Option
 from planner.pools import Path, Paths, Pools
 from planner.problem import PlanningProblem
 from planner.request import Split
-from planner.solvers.chain_segments import Floats, Integers, Segments
+from planner.solvers.arrays import Floats, Integers
+from planner.solvers.chain_segments import Segments
 
 MAX_RUN = 16
 """Larger pools count as endless: their devices are counted one by one."""

@@ -456,4 +456,5 @@ def test_every_rule_has_a_test_here() -> None:
     tested |= {"pin", "forbid", "keep-together", "max-stages", "request-layers", "memory"}
     tested |= {"estimate", "objective", "bound", "status", "certificate", "idle", "edited"}
     tested |= {"extrapolated", "static-batch", "state", "aggregation", "baseline"}
+    tested |= {"slices"}  # test_check_slices
     assert tested == set(RULES)

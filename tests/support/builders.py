@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from profiler.cluster import Cluster, DefaultLink, Device, Host, Link
-from profiler.graph import Layer, ModelGraph, Tensor, Weight
+from profiler.graph import Join, Layer, ModelGraph, SlicedWeight, SliceRegion, Tensor, Weight
 from profiler.profile import Conditions, DeviceTimings, HeapMeasurement, Measurement, Profile
 
 GIB = 2**30
@@ -19,11 +20,13 @@ def make_graph(
     weight_bytes: int = 1000,
     tied: Sequence[tuple[int, int]] = (),
     whole_batch: Sequence[int] = (),
+    regions: Sequence[SliceRegion] = (),
 ) -> ModelGraph:
     """Layers ``l0, l1, ...`` with one output each (``floats_per_item`` float32 an item).
 
     Layers without an incoming edge read the model's input ``x``; those without an outgoing edge
-    write its outputs. ``tied`` pairs share one weight; ``whole_batch`` layers look across items.
+    write its outputs. ``tied`` pairs share one weight; ``whole_batch`` layers look across items;
+    ``regions`` can be sliced (``make_region``).
     """
     fed = {target for _, target in edges}
     feeding = {source for source, _ in edges}
@@ -68,6 +71,35 @@ def make_graph(
         weights=tuple(
             Weight(name=f"w{i}", num_bytes=weight_bytes) for i in range(num_layers) if i not in same
         ),
+        regions=tuple(regions),
+    )
+
+
+def make_region(
+    layers: Sequence[int],
+    *,
+    units: int = 4,
+    divided: float = 1.0,
+    how: Literal["sum", "concat"] = "sum",
+    weights: Sequence[int] | None = None,
+    twin: str = "",
+) -> SliceRegion:
+    """Layers of ``make_graph`` that ranks can divide; the output of the last of them is joined.
+
+    Their weights are sliced, or those of the layers ``weights``.
+    """
+    first, last = layers[0], layers[-1]
+    return SliceRegion(
+        name=f"r{first}",
+        axis="features",
+        units=units,
+        layers=tuple(f"l{i}" for i in layers),
+        weights=tuple(
+            SlicedWeight(weight=f"w{i}", dim=0) for i in (layers if weights is None else weights)
+        ),
+        joins=(Join(tensor=f"t{last}", how=how, dim=1 if how == "concat" else None),),
+        divided=divided,
+        twin=twin or f"region{first}",
     )
 
 

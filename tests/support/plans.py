@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import yaml
 
@@ -24,6 +25,7 @@ from planner.planfile import (
     RankEstimate,
     Schedule,
     SearchRecord,
+    Slices,
     Stage,
     Transfer,
     place,
@@ -41,12 +43,19 @@ DELETE = object()
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A stage by positions of layers; one device, or several with their shares."""
+    """A stage by positions of layers; one device, or several with their shares, or with slices of
+    regions by name."""
 
     layers: Sequence[int]
     devices: Sequence[str]
     shares: Sequence[int] = ()
     whole_batch: bool = False
+    slices: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    @property
+    def split(self) -> Literal["none", "batch", "tensor"]:
+        """How the devices divide the work."""
+        return "tensor" if self.slices else "batch" if len(self.devices) > 1 else "none"
 
 
 def make_plan(
@@ -77,9 +86,15 @@ def make_plan(
                     Stage(
                         index=s,
                         layers=fold([names[i] for i in part.layers], names),
-                        split="batch" if len(part.devices) > 1 else "none",
+                        split=part.split,
                         ranks=tuple(rank[d] for d in part.devices),
-                        shares=tuple(part.shares) or (items[p] if part.whole_batch else micro,),
+                        shares=tuple(part.shares)
+                        or (items[p] if part.whole_batch else micro,)
+                        * (len(part.devices) if part.slices else 1),
+                        slices=tuple(
+                            Slices(region=region, units=tuple(units))
+                            for region, units in part.slices.items()
+                        ),
                         whole_batch=part.whole_batch,
                     )
                     for s, part in enumerate(parts)
@@ -163,6 +178,7 @@ def with_evidence(
                     RankEstimate(
                         rank=load.rank,
                         compute_s=load.compute_s,
+                        join_s=load.join_s,
                         receive_s=load.receive_s,
                         send_s=load.send_s,
                         busy_fraction=load.busy_fraction,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from planner.request import Objective, Pin, PlanRequest, Split
 from profiler.cluster import Link
-from profiler.graph import ModelGraph, Tensor, Weight
+from profiler.graph import Join, ModelGraph, SlicedWeight, SliceRegion, Tensor, Weight
 from profiler.profile import Profile
 from tests.support.builders import make_cluster, make_graph, make_profile
 
@@ -36,6 +36,61 @@ def random_branching(rng: random.Random, *, max_layers: int = 5, max_devices: in
         }
     )
     return _world(rng, edges, num_layers, rng.randint(1, max_devices))
+
+
+def random_sliced(rng: random.Random, *, max_layers: int = 6, max_devices: int = 4) -> World:
+    """A world of ``random_chain`` with regions that can be sliced, on quicker links."""
+    profile, request, microbatch = random_chain(rng, max_layers=max_layers, max_devices=max_devices)
+    graph = with_regions(rng, profile.model)
+    splits = rng.choice(
+        (
+            (Split.LAYERS, Split.TENSOR),
+            (Split.LAYERS, Split.BATCH, Split.TENSOR),
+            (Split.LAYERS, Split.BATCH, Split.TENSOR),
+            (Split.TENSOR,),
+        )
+    )
+    return (
+        profile.model_copy(update={"model": graph}),
+        request.model_copy(update={"splits": splits}),
+        microbatch,
+    )
+
+
+def with_regions(rng: random.Random, graph: ModelGraph) -> ModelGraph:
+    """Runs of layers, sometimes with gaps, become regions; some of their weights are sliced."""
+    regions: list[SliceRegion] = []
+    at, layers = 0, graph.layers
+    while at < len(layers):
+        if rng.random() < 0.3:
+            at += 1
+            continue
+        end = min(len(layers), at + rng.choice((1, 1, 2, 3)))
+        chosen = [i for i in range(at, end) if i in (at, end - 1) or rng.random() < 0.8]
+        weights = dict.fromkeys(name for i in chosen for name in layers[i].weights)
+        joined = [layers[end - 1].writes[0]] if rng.random() < 0.9 else []
+        if rng.random() < 0.2:
+            joined.append(layers[at].writes[0])
+        regions.append(
+            SliceRegion(
+                name=f"r{at}",
+                axis="heads",
+                units=rng.choice((1, 2, 3, 5, 12)),
+                layers=tuple(layers[i].name for i in chosen),
+                weights=tuple(SlicedWeight(weight=w, dim=0) for w in weights if rng.random() < 0.8),
+                joins=tuple(
+                    Join(tensor=name, how=how, dim=1 if how == "concat" else None)
+                    for name in dict.fromkeys(joined)
+                    for how in [rng.choice(("sum", "concat"))]
+                ),
+                divided=rng.choice((1.0, 0.9, 0.4)),
+                twin=f"region{at}",
+            )
+        )
+        at = end
+    return ModelGraph.model_validate(
+        {**graph.model_dump(), "regions": [x.model_dump() for x in regions]}, strict=False
+    )
 
 
 def _world(

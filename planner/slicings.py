@@ -1,0 +1,127 @@
+"""Ways for a group of devices to divide the regions of a model among them.
+
+At most ``MAX_SLICINGS`` are offered: every region, by speed; by speed only where that saves time;
+by speed, as far as the memory for the whole model allows. Regions of one twin are divided alike.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+from planner.figures import Figures
+from planner.memory import Holding, shard_bytes, stage_rank_memory
+from planner.planfile import RankMemory
+from planner.problem import PlanningProblem
+from planner.slices import RegionUnits, Slicing, joins_s, slice_times
+
+MAX_SLICINGS = 3
+"""Ways to divide the regions among one group of devices."""
+
+MAX_STEPS = 256
+"""A region of more units is divided in about so many steps, not unit by unit."""
+
+
+def find_slicings(
+    problem: PlanningProblem, figures: Figures, devices: Sequence[str]
+) -> list[Slicing]:
+    """Different ways for ranks on these devices, in this order; none has a rank without a unit."""
+    by_speed = tuple(_by_speed(problem, figures, devices, [1.0] * len(devices)))
+    if not by_speed:
+        return []
+    worth = tuple(x for x in by_speed if _saves_time(figures, x, devices))
+    fitting = tuple(_as_far_as_fits(problem, figures, devices, by_speed))
+    return [slicing for slicing in dict.fromkeys((by_speed, worth, fitting)) if slicing]
+
+
+def balance_units(
+    times: Sequence[Callable[[int], float]], units: int, most: Sequence[int]
+) -> tuple[int, ...] | None:
+    """Units for each rank so that the slowest takes least; None if they do not go round.
+
+    ``times[r]`` gives rank r's seconds for so many units and never falls; a rank gets one unit at
+    least and ``most[r]`` at most. Each step goes to the rank that has it done soonest.
+
+    >>> balance_units([lambda n: n, lambda n: 3 * n], 8, [8, 8])
+    (6, 2)
+    """
+    if units < len(times) or min(most) < 1 or sum(most) < units:
+        return None
+    given = [1] * len(times)
+    step, left = -(-units // MAX_STEPS), units - len(times)
+    heap = [(seconds(1 + step), r) for r, seconds in enumerate(times)]
+    heapq.heapify(heap)
+    while left:
+        _, r = heapq.heappop(heap)
+        more = min(step, left, most[r] - given[r])
+        if more:
+            given[r] += more
+            left -= more
+            heapq.heappush(heap, (times[r](given[r] + step), r))
+    return tuple(given)
+
+
+def _by_speed(
+    problem: PlanningProblem, figures: Figures, devices: Sequence[str], most: Sequence[float]
+) -> Iterator[RegionUnits]:
+    """Units of each region that can be divided; no rank has more than its fraction ``most``."""
+    known: dict[str, tuple[int, ...] | None] = {}
+    barred = problem.whole_batch | problem.one_device
+    for r, region in enumerate(problem.graph.regions):
+        if not barred.isdisjoint(problem.region_layers[r]):
+            continue
+        if region.twin not in known:
+            times = [partial(figures.slice_s, r, d, problem.microbatch) for d in devices]
+            limits = [int(fraction * region.units) for fraction in most]
+            known[region.twin] = balance_units(times, region.units, limits)
+        units = known[region.twin]
+        if units is not None:
+            yield RegionUnits(r, units)
+
+
+def _saves_time(figures: Figures, slices: RegionUnits, devices: Sequence[str]) -> bool:
+    """Whether dividing a region takes less than every rank's computing all of it."""
+    items = figures.problem.microbatch
+    divided = max(slice_times(figures, slices, devices, items))
+    undivided = max(figures.region_s(slices.region, device, items) for device in devices)
+    return divided + joins_s(figures, slices, devices, items) < undivided
+
+
+def _as_far_as_fits(
+    problem: PlanningProblem, figures: Figures, devices: Sequence[str], by_speed: Slicing
+) -> Iterator[RegionUnits]:
+    """Slices with which each rank has room for its part of the whole model."""
+    most, short = [], False
+    for rank, device in enumerate(devices):
+        memory = _whole_model(figures, device, rank, by_speed)
+        held = list(shard_bytes(problem, range(problem.num_layers), by_speed, rank))
+        full = sum(whole for whole, _ in held)
+        room = memory.capacity_bytes - memory.total_bytes
+        short |= room < 0
+        taken = sum(shard for _, shard in held)
+        most.append(min(1.0, max(0.0, (taken + room) / full)) if full else 1.0)
+    if short:
+        yield from _by_speed(problem, figures, devices, most)
+
+
+def _whole_model(figures: Figures, device: str, rank: int, slices: Slicing) -> RankMemory:
+    problem = figures.problem
+    root = device == problem.cluster.root
+    inputs, outputs = frozenset(problem.graph.inputs), frozenset(problem.graph.outputs)
+    sends = outputs if rank == 0 and not root else frozenset[str]()
+    return stage_rank_memory(
+        figures,
+        Holding(
+            layers=range(problem.num_layers),
+            device=device,
+            items=problem.microbatch,
+            whole_batch=False,
+            received=inputs,
+            leaving=outputs,
+            incoming=frozenset() if root else inputs,
+            outgoing=sends,
+            slices=slices,
+            rank=rank,
+        ),
+    )
