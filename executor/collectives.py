@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 
@@ -74,13 +75,13 @@ class StageJoins:
             return _added(terms)
         flat = part.reshape(-1)
         ends = [flat.numel() * i // width for i in range(width + 1)]
-        pieces = [flat[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+        pieces = [flat[a:b] for a, b in pairwise(ends)]
         own = pieces[self.index]
         terms = [torch.empty_like(own) for _ in self.ranks]
         self._exchange(pieces, terms, number, name, second=False)
         terms[self.index] = own
         whole = torch.empty_like(flat)
-        sums = [whole[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+        sums = [whole[a:b] for a, b in pairwise(ends)]
         sums[self.index].copy_(_added(terms))
         self._exchange([sums[self.index]] * width, sums, number, name, second=True)
         return whole.view(part.shape)

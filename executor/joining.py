@@ -7,9 +7,7 @@ from collections.abc import Sequence
 import torch
 
 
-def place_runs(
-    parts: Sequence[torch.Tensor], *, dim: int, lengths: Sequence[int]
-) -> torch.Tensor:
+def place_runs(parts: Sequence[torch.Tensor], *, dim: int, lengths: Sequence[int]) -> torch.Tensor:
     """The whole of which every rank has ``lengths[rank]`` places of ``dim``, in rank order.
 
     A part may hold several runs of that length one after another; the whole then has as many runs,
@@ -19,6 +17,6 @@ def place_runs(
     if runs == 1:
         return torch.cat(list(parts), dim=dim)
     split = [
-        part.unflatten(dim, (runs, length)) for part, length in zip(parts, lengths, strict=True)
+        part.reshape(*part.shape[:dim], runs, length, *part.shape[dim + 1 :]) for part, length in zip(parts, lengths, strict=True)
     ]
     return torch.cat(split, dim=dim + 1).flatten(dim, dim + 1)

@@ -9,11 +9,9 @@ import torch
 from planner.check import check_plan, check_spec
 from planner.findings import EVIDENCE, Finding, Severity
 from planner.inputs import Sources
-from planner.planfile import Plan, Stage, place
-from planner.selection import expand
+from planner.planfile import Plan
 from profiler.capture import Captured
 from profiler.errors import InvalidInputError, StalePlanError
-from profiler.graph import ModelGraph
 from profiler.limits import memory_limits
 from profiler.units import format_bytes
 
@@ -43,60 +41,9 @@ def preflight(
         refuse(check_spec(plan, captured.graph))
     else:
         refuse(check_plan(plan, sources.profile, cluster=sources.cluster))
-    require_slices(plan, captured.graph)
     if here_only:
         _devices(plan)
         _memory(plan)
-
-
-def require_slices(plan: Plan, graph: ModelGraph) -> None:
-    """Refuse slices that the model's regions do not allow: ranks would wait for each other.
-
-    Raises:
-        InvalidInputError: names the stage, the region and what does not fit.
-    """
-    names = [layer.name for layer in graph.layers]
-    for pipeline in plan.spec.pipelines:
-        for stage in pipeline.stages:
-            where = place(pipeline.index, stage.index)
-            if stage.slices and stage.split != "tensor":
-                raise InvalidInputError(
-                    f"{where} has slices and split {stage.split}: only split tensor divides layers"
-                )
-            if stage.split == "tensor":
-                _require_slices(stage, where, graph, set(expand(stage.layers, names)))
-
-
-def _require_slices(stage: Stage, where: str, graph: ModelGraph, layers: set[str]) -> None:
-    regions = {region.name: region for region in graph.regions}
-    if len(stage.ranks) < 2 or len(set(stage.shares)) != 1:
-        raise InvalidInputError(
-            f"{where} is split by tensor over {len(stage.ranks)} ranks with shares "
-            f"{', '.join(map(str, stage.shares))}: it needs two or more ranks, each with all items"
-        )
-    for one in stage.slices:
-        region = regions.get(one.region)
-        if region is None:
-            raise InvalidInputError(
-                f"{where} slices {one.region!r}; the model has no such region: plan again"
-            )
-        shown = ", ".join(map(str, one.units))
-        if len(one.units) != len(stage.ranks):
-            raise InvalidInputError(
-                f"{where} slices {one.region} into {len(one.units)} ({shown}); it has "
-                f"{len(stage.ranks)} ranks: give each its units"
-            )
-        if min(one.units) < 1 or sum(one.units) != region.units:
-            raise InvalidInputError(
-                f"{where} slices {one.region} into {shown}; it has {region.units} units of its "
-                f"{region.axis}: give every rank one or more, {region.units} in all"
-            )
-        missing = [layer for layer in region.layers if layer not in layers]
-        if missing:
-            raise InvalidInputError(
-                f"{where} slices {one.region} without its layer {missing[0]}: put the whole region "
-                "into the stage, or leave it out of the slices"
-            )
 
 
 def refuse(findings: tuple[Finding, ...]) -> None:

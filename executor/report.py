@@ -52,9 +52,9 @@ class RankReport(Record):
     the stage's layers and dispatching, which alone is ``dispatch_s`` (predicted by the profile,
     measured as time of the processor). ``joined_s`` is putting values together with the other ranks
     of a tensor split, slower ones waited for. ``waited_s`` is waiting for inputs, ``held_s`` until
-    earlier results had left, ``spread`` the distance of the quartiles of ``busy_s`` over its median.
-    ``layers`` are the selectors of its stage, ``prelude`` whether it repeats the work that all
-    stages share.
+    earlier results had left, ``spread`` the distance of the quartiles of ``busy_s`` over its
+    median. ``layers`` are the selectors of its stage, ``prelude`` whether it repeats the work that
+    all stages share.
     """
 
     rank: int
@@ -68,7 +68,7 @@ class RankReport(Record):
     busy_s: Compared
     compute_s: Compared
     dispatch_s: Compared
-    joined_s: Estimated = 0.0
+    joined_s: Compared = Compared()
     waited_s: Estimated
     held_s: Estimated
     spread: Estimated
@@ -275,6 +275,7 @@ def _busy_s(ranks: Sequence[RankEstimate]) -> float | None:
         return None
     return (
         max(r.compute_s for r in ranks)
+        + max(r.join_s for r in ranks)
         + max(r.receive_s for r in ranks)
         + max(r.send_s for r in ranks)
     )
@@ -333,12 +334,16 @@ def _rank(
         pieces=len(told["items"]),
         items_per_piece=figures.items if figures else 0,
         busy_s=Compared.of(
-            None if expected_s is None else expected_s + (charged_s or 0.0),
+            None
+            if estimate is None
+            else estimate.compute_s + estimate.join_s + estimate.receive_s + estimate.send_s,
             figures.busy_s if figures else None,
         ),
         compute_s=Compared.of(expected_s, sum(parted) if parted else None),
         dispatch_s=Compared.of(expected_dispatch_s, parted[1] if parted else None),
-        joined_s=figures.join_s if figures else 0.0,
+        joined_s=Compared.of(
+            None if estimate is None else estimate.join_s, figures.join_s if figures else None
+        ),
         waited_s=figures.waited_s if figures else 0.0,
         held_s=figures.held_s if figures else 0.0,
         spread=figures.spread if figures else 0.0,

@@ -83,7 +83,7 @@ def weight_bytes(stage: StageView, position: int, prices: Prices) -> int:
 
 
 def _exchange(stage: StageView, part: SliceView, join: Join, prices: Prices) -> Exchange:
-    size, width = prices.size(join.tensor, stage.items), len(stage.devices)
+    size, width = prices.graph.join_bytes(join, stage.items), len(stage.devices)
     pieces = [size * units // part.region.units for units in part.units]
     sent: list[float] = list(pieces)
     rounds = 1

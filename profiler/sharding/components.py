@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import gcd
 
-from profiler.sharding.facts import Bans, Facts, base_name
+from profiler.sharding.facts import Facts, base_name
 from profiler.sharding.propagate import Outcome, propagate
 from profiler.sharding.rules import rule_of
 from profiler.sharding.states import Narrowed, Own, Partial, Sharded, WeightSlice
@@ -42,11 +42,15 @@ def divide(facts: Facts) -> tuple[Outcome, list[Component], dict[str, str]]:
     for _ in range(MAX_ROUNDS):
         outcome = propagate(facts, rule_of, banned=banned)
         found = components(facts, outcome)
-        more = dict(outcome.refused) or _not_worth(facts, outcome, found)
+        more = dict(outcome.refused) or _not_worth(facts, found)
         if not more:
             return outcome, found, banned
         banned.update(more)
-    return propagate(facts, rule_of, banned=dict.fromkeys(facts.nodes, "too many tries")), [], banned
+    return (
+        propagate(facts, rule_of, banned=dict.fromkeys(facts.nodes, "too many tries")),
+        [],
+        banned,
+    )
 
 
 def components(facts: Facts, outcome: Outcome) -> list[Component]:
@@ -105,7 +109,7 @@ def clusters(found: Iterable[Component]) -> list[list[Component]]:
     return groups
 
 
-def _not_worth(facts: Facts, outcome: Outcome, found: list[Component]) -> dict[str, str]:
+def _not_worth(facts: Facts, found: list[Component]) -> dict[str, str]:
     """Seeds to be ruled out, and why; the first kind of reason that applies to any."""
     total = sum(facts.flops.values()) or 1.0
     of_layer: dict[str, float] = defaultdict(float)
@@ -146,7 +150,7 @@ def _not_worth(facts: Facts, outcome: Outcome, found: list[Component]) -> dict[s
             least = min(group, key=lambda c: c.flops)
             return dict.fromkeys(
                 least.seeds,
-                f"its {least.units} units and those of the rest of its layers have no two in common",
+                f"its {least.units} units have no two in common with those of its other layers",
             )
     return {}
 

@@ -52,9 +52,7 @@ class Facts:
                 self.users[ref].append(name)
         self.outputs = tuple(dict.fromkeys(x.value for x in program.outputs if x.value is not None))
         self.specs: dict[str, TensorSpec] = {port.name: port.spec for port in program.inputs}
-        self.specs |= {
-            p.name: TensorSpec(shape=p.shape, dtype=p.dtype) for p in program.weights
-        }
+        self.specs |= {p.name: TensorSpec(shape=p.shape, dtype=p.dtype) for p in program.weights}
         self.specs |= {n.name: n.spec for n in program.nodes if n.spec is not None}
         self._symbols: dict[str, int] = {}
         self.dims = {name: tuple(self._number(spec)) for name, spec in self.specs.items()}

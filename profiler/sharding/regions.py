@@ -105,9 +105,7 @@ def _record(  # noqa: PLR0913
         Join(
             tensor=name,
             how=outcome.joins[name].how,
-            dim=state.dim
-            if isinstance(state := outcome.joins[name].state, Sharded)
-            else None,
+            dim=state.dim if isinstance(state := outcome.joins[name].state, Sharded) else None,
             shape=facts.specs[name].shape,
             dtype=facts.specs[name].dtype,
         )
@@ -116,14 +114,14 @@ def _record(  # noqa: PLR0913
     inside = set(layers)
     total = sum(facts.flops.get(n, 0.0) for n, layer in facts.layer_of.items() if layer in inside)
     divided = sum(c.flops for c in group) / total if total else 0.0
-    units, axis = gcd(*(c.units for c in group)), _axis_name(facts, outcome, group)
+    units, axis = gcd(*(c.units for c in group)), _axis_name(facts, group)
     sliced = tuple(SlicedWeight(weight=w, dim=d, parts=p) for w, d, p in weights)
     shapes = {weight_names[port.weight]: port.shape for port in facts.weights.values()}
     cost = [
         [twins[name] for name in layers],
         [axis, units, round(divided, 6)],
         [[list(shapes[w.weight]), w.dim, w.parts] for w in sliced],
-        [[j.how, j.dim, list(j.shape), j.dtype] for j in joins],
+        [[j.how, j.dim, list(facts.specs[j.tensor].shape), j.dtype] for j in joins],
     ]
     return SliceRegion(
         name=_name(layers, taken),
@@ -144,7 +142,7 @@ def _uses(outcome: Outcome, name: str) -> Iterator[tuple[str, WeightSlice]]:
             yield ref, use
 
 
-def _axis_name(facts: Facts, outcome: Outcome, group: list[Component]) -> str:
+def _axis_name(facts: Facts, group: list[Component]) -> str:
     """What the units of a region are, for people."""
     kinds = {base_name(facts.nodes[n].op) for c in group for n in c.nodes}
     if kinds & {"scaled_dot_product_attention", "softmax", "_softmax"}:

@@ -39,9 +39,7 @@ def pointwise(run: Pass, node: Node) -> Result | None:
     shards = {n: s for n, s in states.items() if isinstance(s, Sharded)}
     if not shards:
         return None
-    cuts = {
-        (s.dim + ndim - len(run.dims[n]), s.outer, s.rest): s for n, s in shards.items()
-    }
+    cuts = {(s.dim + ndim - len(run.dims[n]), s.outer, s.rest): s for n, s in shards.items()}
     if len(cuts) != 1:
         return None
     (dim, outer, rest), lead = next(iter(cuts.items()))

@@ -50,10 +50,11 @@ def labelled(run: Pass, node: Node) -> Product | None:
 
     if any(r is not None and r not in run.dims for r in read[:3]) or len(read) < 2:
         return None
+    pair: list[tuple[str | None, Sequence[str | None]]]
     if base == "linear":
         lead = _names("b", ndim(0) - 1)
-        operands = ((read[0], (*lead, "k")), (read[1], ("n", "k")))
-        return _product(operands, (*lead, "n"), read[2] if len(read) > 2 else None, "n")
+        pair = [(read[0], (*lead, "k")), (read[1], ("n", "k"))]
+        return _product(pair, (*lead, "n"), read[2] if len(read) > 2 else None, "n")
     if base == "addmm":
         if node.kwargs or ndim(0) != 1:
             return None
@@ -61,7 +62,7 @@ def labelled(run: Pass, node: Node) -> Product | None:
     if base == "mm":
         return _product(((read[0], ("m", "k")), (read[1], ("k", "n"))), ("m", "n"))
     if base == "bmm":
-        pair = ((read[0], ("b", "m", "k")), (read[1], ("b", "k", "n")))
+        pair = [(read[0], ("b", "m", "k")), (read[1], ("b", "k", "n"))]
         return _product(pair, ("b", "m", "n"))
     if base == "matmul":
         return _matmul(run, str(read[0]), str(read[1]))
@@ -74,7 +75,7 @@ def labelled(run: Pass, node: Node) -> Product | None:
         if groups != 1 or ndim(0) != ndim(1):
             return None
         image, made = _names("x", kernel), _names("y", kernel)
-        pair = ((read[0], ("b", "k", *image)), (read[1], ("n", "k", *[None] * kernel)))
+        pair = [(read[0], ("b", "k", *image)), (read[1], ("n", "k", *[None] * kernel))]
         return _product(pair, ("b", "n", *made), read[2] if len(read) > 2 else None, "n")
     return None
 
@@ -175,9 +176,7 @@ def _leading(
 
 def _of_terms(run: Pass, found: Product) -> Result | None:
     """A product of terms and whole values is a term."""
-    terms = [
-        (n, s) for n, _ in found.operands for s in [run.state(n)] if isinstance(s, Partial)
-    ]
+    terms = [(n, s) for n, _ in found.operands for s in [run.state(n)] if isinstance(s, Partial)]
     others = [n for n, _ in found.operands if run.state(n) is not None]
     if len(terms) != 1 or len(others) != 1 or found.bias is not None:
         return None
@@ -287,7 +286,9 @@ def attention(run: Pass, node: Node) -> Result | None:
 
 
 PRODUCT_RULES: dict[str, Rule] = {
-    **dict.fromkeys(("linear", "addmm", "mm", "bmm", "matmul", "conv1d", "conv2d", "conv3d"), product),
+    **dict.fromkeys(
+        ("linear", "addmm", "mm", "bmm", "matmul", "conv1d", "conv2d", "conv3d"), product
+    ),
     **dict.fromkeys(("grouped_mm_fallback", "_grouped_mm", "grouped_mm"), product),
     "scaled_dot_product_attention": attention,
 }

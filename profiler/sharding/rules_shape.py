@@ -5,6 +5,8 @@ Sums of terms pass through whatever keeps sums: moving elements and adding them 
 
 from __future__ import annotations
 
+from typing import Any
+
 from profiler.program import Node
 from profiler.sharding.facts import argument, base_name, reference
 from profiler.sharding.propagate import Pass, Result, Rule
@@ -29,7 +31,7 @@ def _moved(name: str, state: State, *scaled: Scaled) -> Result:
     return Result(state, NodePlan(uses={name: Own()}, scaled=scaled))
 
 
-def _dims(value: object, ndim: int) -> list[int]:
+def _dims(value: Any, ndim: int) -> list[int]:
     if value is None:
         return list(range(ndim))
     many = value if isinstance(value, (list, tuple)) else [value]
@@ -41,8 +43,8 @@ def regroup(
 ) -> tuple[int, int, int] | None:
     """Where a sharded dim is after a reshape: dim, outer, rest; None if it is torn apart.
 
-    >>> regroup((2, 12, 32), (2, 12, 4, 8), 2, 1, 32), regroup((2, 12, 96), (2, 12, 3, 32), 2, 3, 32)
-    ((2, 1, 4), (3, 1, 32))
+    >>> regroup((2, 12, 32), (2, 12, 4, 8), 2, 1, 32), regroup((2, 96), (2, 3, 32), 1, 3, 32)
+    ((2, 1, 4), (2, 1, 32))
     """
     i = j = 0
     while i < len(source) and j < len(target):

@@ -22,10 +22,9 @@ from profiler.program import (
     StageProgram,
     TensorSpec,
     WeightPort,
-    references,
     rename,
 )
-from profiler.sharding.facts import argument, base_name, reference
+from profiler.sharding.facts import base_name, reference
 from profiler.sharding.regions import Sharding
 from profiler.sharding.shapes import require_shapes
 from profiler.sharding.states import (
@@ -270,9 +269,7 @@ class _Slicer:
 
     # --- joins -------------------------------------------------------------------------------
 
-    def _join(
-        self, name: str, part: str, state: Sharded | Partial, cut: Cut, node: Node
-    ) -> None:
+    def _join(self, name: str, part: str, state: Sharded | Partial, cut: Cut, node: Node) -> None:
         args: tuple[Arg, ...] = ({"node": part}, self.joins, node.name)
         op = JOIN_SUM
         if isinstance(state, Sharded):

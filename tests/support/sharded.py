@@ -40,9 +40,7 @@ class Divisible:
 
     def weight(self, port: WeightPort) -> torch.Tensor:
         """A weight's value, or the shard of it."""
-        original = next(
-            p for p in self.captured.encoded.program.weights if p.weight == port.weight
-        )
+        original = next(p for p in self.captured.encoded.program.weights if p.weight == port.weight)
         value = self.captured.weight(replace(original, shard=port.shard, shape=port.shape))
         return value.double() if self.double and value.dtype == torch.float32 else value
 
