@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from planner.alternatives import as_alternatives
 from planner.baseline import beside, in_use
+from planner.choices import split_choices
 from planner.cost import CostModel
 from planner.infeasible import explain_failure, unproved
 from planner.lower import estimate, lower
@@ -99,6 +100,7 @@ def plan(  # noqa: PLR0913  (one parameter an input)
         space=f"{result.space}; {search.microbatches_text()}",
         candidates=search.candidates,
         alternatives=as_alternatives(rivals),
+        choices=split_choices(chosen.problem, chosen.assignment, CostModel(chosen.problem)),
         idle=tuple(idle),
     )
     best = Plan(

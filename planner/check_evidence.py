@@ -135,6 +135,7 @@ def search_findings(
             "search.objective_s",
             _change("objective_s", search.objective_s, real_s),
         )
+    yield from _choices(search, severity)
     if search.bound_s > search.objective_s * (1 + EXACT):
         yield error(
             "bound",
@@ -156,6 +157,22 @@ def search_findings(
     if search.baseline is not None:
         yield from _baseline(search, search.baseline, severity)
     yield from _idle(plan, cluster, severity)
+
+
+def _choices(search: SearchRecord, severity: Severity) -> Iterator[Finding]:
+    """Stages whose way of splitting is said to cost something else than the plan does."""
+    for choice in search.choices:
+        for x in choice.costs:
+            if x.split == choice.split and (
+                x.objective_s is None or _differ(x.objective_s, search.objective_s, ROUNDED)
+            ):
+                yield _evidence(
+                    severity,
+                    "objective",
+                    "search.choices",
+                    f"{choice.stage[:40]}, split {x.split}, is said to make it {x.objective_s}; "
+                    f"this plan has {search.objective_s}",
+                )
 
 
 def _baseline(search: SearchRecord, said: BaselineRecord, severity: Severity) -> Iterator[Finding]:

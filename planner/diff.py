@@ -211,6 +211,11 @@ def _homes(plan: Plan, pipeline: int) -> dict[str, str]:
 def _where(stage: Stage, named: Mapping[int, str]) -> str:
     if len(stage.ranks) == 1:
         return named.get(stage.ranks[0], "?")
+    if stage.slices:
+        return " + ".join(
+            f"{named.get(rank, '?')} ({', '.join(stage.fractions(r)[:4])})"
+            for r, rank in enumerate(stage.ranks)
+        )
     shares = zip(stage.ranks, stage.shares, strict=False)
     return " + ".join(f"{named.get(rank, '?')} ({share})" for rank, share in shares)
 

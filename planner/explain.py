@@ -85,17 +85,27 @@ class Sending:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankShare:
-    """A rank of a stage, with its items of each run."""
+    """A rank of a stage, with its items of each run, and its different slices (``3/4``)."""
 
     rank: int
     device: str
     device_type: str
     items: int
+    slices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitShown:
+    """The objective with a stage split in one way, and how that is done, or why it cannot be."""
+
+    split: str
+    objective_s: float | None
+    how: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageShown:
-    """What runs together, where, and what leaves it."""
+    """What runs together, where, and what leaves it; ``costs`` are of the ways to split it."""
 
     place: str
     index: int
@@ -105,6 +115,8 @@ class StageShown:
     ranks: tuple[RankShare, ...]
     receives: tuple[Sending, ...]
     sends: tuple[Sending, ...]
+    num_regions: int = 0
+    costs: tuple[SplitShown, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +137,7 @@ class RankShown:
     device_type: str
     stage: str | None
     compute_s: float
+    join_s: float
     receive_s: float
     send_s: float
     busy_fraction: float
@@ -322,6 +335,7 @@ def _pipelines(plan: Plan, binding: Mapping[int, RankBinding]) -> tuple[Pipeline
         leaving.setdefault(transfer.source, []).append(transfer)
         entering.setdefault(transfer.target, []).append(transfer)
     micro = plan.spec.schedule.microbatch_size
+    costs = {choice.stage: choice.costs for choice in plan.search.choices}
 
     def stage_shown(pipeline: Pipeline, stage: Stage) -> StageShown:
         here, runs = place(pipeline.index, stage.index), _runs(pipeline, micro)
@@ -338,11 +352,17 @@ def _pipelines(plan: Plan, binding: Mapping[int, RankBinding]) -> tuple[Pipeline
                     device=binding[rank].device if rank in binding else "?",
                     device_type=binding[rank].device_type if rank in binding else "?",
                     items=stage.shares[i] if i < len(stage.shares) else 0,
+                    slices=stage.fractions(i),
                 )
                 for i, rank in enumerate(stage.ranks)
             ),
             receives=_sendings(from_input, whole, runs),
             sends=_sendings(leaving.get(here, ()), whole, runs),
+            num_regions=len(stage.slices),
+            costs=tuple(
+                SplitShown(split=x.split, objective_s=x.objective_s, how=x.how)
+                for x in costs.get(here, ())
+            ),
         )
 
     return tuple(
@@ -386,6 +406,7 @@ def _ranks(
             device_type=bound.device_type if bound else "?",
             stage=stage_of.get(estimate.rank),
             compute_s=estimate.compute_s,
+            join_s=estimate.join_s,
             receive_s=estimate.receive_s,
             send_s=estimate.send_s,
             busy_fraction=estimate.busy_fraction,

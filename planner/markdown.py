@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from planner.explain import ExplainReport, Sending
+from planner.explain import ExplainReport, RankShare, Sending
 from planner.planfile import INPUT, OUTPUT
 from planner.render import count, layers_text, objective_name, percent, plain, rate
 from profiler.units import format_bytes, format_seconds
@@ -63,7 +63,7 @@ def _graph(report: ExplainReport) -> list[str]:
         for stage in pipeline.stages:
             where = "<br/>".join(
                 _label(
-                    f"rank {x.rank} {x.device}" + (f" ({x.items})" if len(stage.ranks) > 1 else "")
+                    f"rank {x.rank} {x.device}" + (f" ({_part(x)})" if len(stage.ranks) > 1 else "")
                 )
                 for x in stage.ranks[:6]
             )
@@ -92,7 +92,7 @@ def _stages(report: ExplainReport) -> list[str]:
     rows = []
     for pipeline in report.pipelines:
         for stage in pipeline.stages:
-            on = ", ".join(f"{x.rank}: `{_code(x.device)}` ({x.items})" for x in stage.ranks)
+            on = ", ".join(f"{x.rank}: `{_code(x.device)}` ({_part(x)})" for x in stage.ranks)
             rows.append(
                 [
                     f"`{stage.place}`",
@@ -101,7 +101,31 @@ def _stages(report: ExplainReport) -> list[str]:
                     on,
                 ]
             )
-    return list(_table(["stage", "layers", "split", "ranks (items of each run)"], rows))
+    heads = ["stage", "layers", "split", "ranks (items of each run, or slices)"]
+    return [*_table(heads, rows), *_splits(report)]
+
+
+def _part(x: RankShare) -> str:
+    """What a rank has of its stage."""
+    return ", ".join(x.slices[:4]) if x.slices else str(x.items)
+
+
+def _splits(report: ExplainReport) -> list[str]:
+    """What each stage on several devices would cost if it were split otherwise."""
+    rows = [
+        [
+            f"`{stage.place}`",
+            f"**{x.split}**" if x.split == stage.split else x.split,
+            "-" if x.objective_s is None else format_seconds(x.objective_s),
+            _text(x.how),
+        ]
+        for pipeline in report.pipelines
+        for stage in pipeline.stages
+        for x in stage.costs
+    ]
+    if not rows:
+        return []
+    return ["", *_table(["stage", "split", objective_name(report), "how"], rows)]
 
 
 def _ranks(report: ExplainReport) -> list[str]:
@@ -111,7 +135,7 @@ def _ranks(report: ExplainReport) -> list[str]:
             f"`{_code(x.device)}` {_text(x.device_type)}",
             f"`{x.stage}`" if x.stage else "-",
             format_seconds(x.compute_s),
-            format_seconds(x.receive_s + x.send_s),
+            format_seconds(x.receive_s + x.send_s + x.join_s),
             percent(x.busy_fraction),
             format_bytes(x.used_bytes),
             format_bytes(x.memory["capacity_bytes"]),

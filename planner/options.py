@@ -17,7 +17,7 @@ from math import prod
 from planner.figures import Figures
 from planner.problem import PlanningProblem
 from planner.slices import Slicing, slices_within
-from planner.slicings import MAX_SLICINGS, find_slicings
+from planner.slicings import MAX_SLICINGS, MAX_WIDTH, find_slicings
 from planner.solvers.base import StageAssignment
 
 MAX_WORK = 1e9
@@ -112,7 +112,7 @@ def find_options(
             options += [
                 Option(tuple(zip(classes, shares, strict=True))) for shares in table.shares(classes)
             ]
-        if problem.tensor_splits:
+        if problem.tensor_splits and len(classes) <= MAX_WIDTH:
             whole = Option(tuple((c, problem.microbatch) for c in classes))
             (devices,) = place(problem, [whole])
             options += [
@@ -139,6 +139,14 @@ def stage_on(
         whole_batch=option.whole_batch,
         slices=slices_within(problem, option.slicing, layers),
     )
+
+
+def shares_of(
+    problem: PlanningProblem, figures: Figures, devices: Sequence[str]
+) -> list[tuple[int, ...]]:
+    """Ways to share a microbatch among ranks on these devices, in this order."""
+    classes = [problem.class_of[device] for device in devices]
+    return _Runs(problem, figures).shares(classes)
 
 
 def _singles(problem: PlanningProblem) -> Iterator[Option]:

@@ -20,6 +20,10 @@ OUTPUT = "output"
 """As a transfer's target: the model's answer, gathered on the root rank."""
 
 
+StageSplit = Literal["none", "batch", "tensor"]
+"""How the ranks of a stage divide its work."""
+
+
 def place(pipeline: int, stage: int) -> str:
     """How transfers name a stage.
 
@@ -94,11 +98,21 @@ class Stage(Record):
 
     index: int
     layers: tuple[str, ...]
-    split: Literal["none", "batch", "tensor"] = "none"
+    split: StageSplit = "none"
     ranks: tuple[int, ...]
     shares: tuple[int, ...]
     slices: tuple[Slices, ...] = ()
     whole_batch: bool = False
+
+    def fractions(self, position: int) -> tuple[str, ...]:
+        """The different slices of the rank at ``position``, as units of all: ``3/4``."""
+        return tuple(
+            dict.fromkeys(
+                f"{x.units[position]}/{sum(x.units)}"
+                for x in self.slices
+                if position < len(x.units)
+            )
+        )
 
 
 class Pipeline(Record):
@@ -231,6 +245,23 @@ class BaselineRecord(Record):
     summary: str
 
 
+class SplitCost(Record):
+    """The plan's objective with a stage split in one way; ``how`` says which devices, shares or
+    slices, or why it cannot be."""
+
+    split: StageSplit
+    objective_s: Estimated | None = None
+    how: str
+
+
+class StageChoice(Record):
+    """How a stage on several devices is split, beside the other ways on the same devices."""
+
+    stage: str
+    split: StageSplit
+    costs: tuple[SplitCost, ...]
+
+
 class SearchRecord(Record):
     """The certificate: ``objective_s`` was reached, nothing below ``bound_s`` exists in ``space``.
 
@@ -247,6 +278,7 @@ class SearchRecord(Record):
     space: str
     candidates: int
     alternatives: tuple[Alternative, ...] = ()
+    choices: tuple[StageChoice, ...] = ()
     idle: tuple[IdleDevice, ...] = ()
     baseline: BaselineRecord | None = None
 

@@ -296,6 +296,11 @@ def _stage_lines(stage: StageShown, corner: str, side: str, root_rank: int) -> I
     if len(stage.ranks) == 1:
         (x,) = stage.ranks
         on = f"rank {x.rank}  {x.device} {x.device_type}{notes}"
+    elif stage.num_regions:
+        on = (
+            f"{count(len(stage.ranks), 'rank')}, tensor: {count(stage.num_regions, 'region')} "
+            "sliced"
+        )
     else:
         shares = " + ".join(str(x.items) for x in stage.ranks[:6])
         dots = " + ..." if len(stage.ranks) > 6 else ""
@@ -311,9 +316,9 @@ def _stage_lines(stage: StageShown, corner: str, side: str, root_rank: int) -> I
         yield from (start + line for line in shown)
     if len(stage.ranks) > 1:
         for x in stage.ranks:
-            yield (
-                f"  {side}     rank {x.rank}  {x.device} {x.device_type}  {count(x.items, 'item')}"
-            )
+            part = f"slices {', '.join(x.slices[:6])}" if x.slices else count(x.items, "item")
+            yield f"  {side}     rank {x.rank}  {x.device} {x.device_type}  {part}"
+        yield from _split_lines(stage, f"  {side}     ")
     if root_rank not in [x.rank for x in stage.ranks]:
         for sending in stage.receives:
             yield f"  {side}     gets {_sending(sending)} from input"
@@ -321,6 +326,14 @@ def _stage_lines(stage: StageShown, corner: str, side: str, root_rank: int) -> I
         if sending.target != OUTPUT:
             to = sending.target.rpartition(".")[2].replace("stage", "stage ")
             yield f"  {side}     `- sends {_sending(sending)} to {to}"
+
+
+def _split_lines(stage: StageShown, indent: str) -> Iterator[str]:
+    """Why the stage is split as it is: what the plan takes with each way."""
+    for x in stage.costs:
+        value = "-" if x.objective_s is None else format_seconds(x.objective_s)
+        mark = "  <- chosen" if x.split == stage.split else ""
+        yield f"{indent}split {x.split:<6} {value:>9}  {_cut(plain(x.how), 60)}{mark}"
 
 
 def _sending(sending: Sending) -> str:
@@ -342,6 +355,11 @@ def _rank_table(report: ExplainReport, detail: Detail) -> list[str]:
     columns: list[tuple[str, list[str]]] = [
         ("stage", [_short(x.stage) for x in shown]),
         ("compute", _column([x.compute_s / scale_s for x in shown])),
+        *(
+            [("joins", _column([x.join_s / scale_s for x in shown]))]
+            if any(x.join_s for x in shown)
+            else []
+        ),
         ("messages", _column([(x.receive_s + x.send_s) / scale_s for x in shown])),
         ("busy", [f"{x.busy_fraction * 100:.0f} %" for x in shown]),
         ("weights", _column([x / scale for x in held])),

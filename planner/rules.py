@@ -6,7 +6,7 @@ plan may not fit or may break the request; then it says why.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from planner.alike import LikeDevices
@@ -14,8 +14,12 @@ from planner.cost import CostModel, PlanCost
 from planner.flows import Routing
 from planner.problem import PlanningProblem
 from planner.request import Split
+from planner.slices import Slicing
+from planner.slicings import MAX_WIDTH, even_slicing, find_slicings
 from planner.solvers.base import Assignment, PipelineAssignment, StageAssignment
 from profiler.units import format_bytes
+
+SLICES_BY_SPEED = "slices of all layers, by speed"
 
 MAX_TRIED = 256
 """Of more devices, one of each kind is tried for the best single one."""
@@ -37,6 +41,7 @@ def apply_rules(problem: PlanningProblem, cost: CostModel) -> tuple[RuleOutcome,
         _best_single(problem, cost),
         *(_proportional(name, weigh, problem, cost) for name, weigh in WEIGHTS.items()),
         *(_copies(name, weigh, problem, cost) for name, weigh in COPIES.items()),
+        *_sliced(problem, cost),
     )
 
 
@@ -205,6 +210,45 @@ def _copies(
     if short is not None:
         return RuleOutcome(name=name, assignment=None, price=None, why_not=short)
     return RuleOutcome(name=name, assignment=assignment, price=price)
+
+
+def _sliced(problem: PlanningProblem, cost: CostModel) -> Iterator[RuleOutcome]:
+    """Every region sliced over all devices, if the model has regions."""
+    devices, width = problem.devices, len(problem.devices)
+    if width < 2 or not problem.graph.regions:
+        return
+    why_not = ""
+    barred = [i for i, here in enumerate(problem.allowed) if not here.issuperset(devices)]
+    waits = problem.whole_batch | problem.one_device
+    if not problem.tensor_splits:
+        why_not = "the request allows no tensor split"
+    elif width > MAX_WIDTH:
+        why_not = f"{width} devices; a tensor split is among {MAX_WIDTH} at most"
+    elif barred:
+        why_not = f"{problem.graph.layers[barred[0]].name} may not run on all devices"
+    elif waits:
+        why_not = f"{problem.graph.layers[min(waits)].name} must be on one device"
+    slicings: dict[str, Slicing] = {"slices of all layers, even": (), SLICES_BY_SPEED: ()}
+    if not why_not:
+        by_speed = find_slicings(problem, cost.figures, devices)
+        slicings = dict(zip(slicings, (even_slicing(problem, width), *by_speed[:1]), strict=False))
+    for name, slicing in slicings.items():
+        if not slicing:
+            few = f"no region has a unit for each of {width} devices"
+            yield RuleOutcome(name=name, assignment=None, price=None, why_not=why_not or few)
+            continue
+        stage = StageAssignment(
+            layers=tuple(range(problem.num_layers)),
+            devices=devices,
+            shares=(problem.microbatch,) * width,
+            slices=slicing,
+        )
+        assignment, price = best_routing(problem, cost, [stage])
+        short = memory_shortfall(price)
+        if short is not None:
+            yield RuleOutcome(name=name, assignment=None, price=None, why_not=short)
+        else:
+            yield RuleOutcome(name=name, assignment=assignment, price=price)
 
 
 def _evenly(problem: PlanningProblem, cost: CostModel) -> list[float]:  # noqa: ARG001

@@ -19,6 +19,9 @@ from planner.slices import RegionUnits, Slicing, joins_s, slice_times
 MAX_SLICINGS = 3
 """Ways to divide the regions among one group of devices."""
 
+MAX_WIDTH = 64
+"""Ranks of a tensor split, at most: each sends to each of the others at every join."""
+
 MAX_STEPS = 256
 """A region of more units is divided in about so many steps, not unit by unit."""
 
@@ -30,9 +33,29 @@ def find_slicings(
     by_speed = tuple(_by_speed(problem, figures, devices, [1.0] * len(devices)))
     if not by_speed:
         return []
-    worth = tuple(x for x in by_speed if _saves_time(figures, x, devices))
+    saves: dict[str, bool] = {}
+    for x in by_speed:
+        twin = problem.graph.regions[x.region].twin
+        if twin not in saves:
+            saves[twin] = _saves_time(figures, x, devices)
+    worth = tuple(x for x in by_speed if saves[problem.graph.regions[x.region].twin])
     fitting = tuple(_as_far_as_fits(problem, figures, devices, by_speed))
     return [slicing for slicing in dict.fromkeys((by_speed, worth, fitting)) if slicing]
+
+
+def even_slicing(problem: PlanningProblem, width: int) -> Slicing:
+    """Every region with units enough in parts that differ by one unit at most."""
+    barred = problem.whole_batch | problem.one_device
+    return tuple(
+        RegionUnits(
+            r,
+            tuple(
+                (region.units * (k + 1)) // width - region.units * k // width for k in range(width)
+            ),
+        )
+        for r, region in enumerate(problem.graph.regions)
+        if region.units >= width and barred.isdisjoint(problem.region_layers[r])
+    )
 
 
 def balance_units(

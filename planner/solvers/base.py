@@ -10,9 +10,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from planner.flows import Routing
+from planner.planfile import StageSplit
 from planner.slices import Slicing
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class StageAssignment:
     slices: Slicing = ()
 
     @property
-    def split(self) -> Literal["none", "batch", "tensor"]:
+    def split(self) -> StageSplit:
         """How its devices divide the work."""
         if self.slices:
             return "tensor"

@@ -41,13 +41,14 @@ class RegionsWithin:
             device = self.problem.classes[c][0]
             whole = [(x.region, figures.region_s(x.region, device, items)) for x in option.slicing]
             slowest = np.maximum(slowest, undivided(c) - self._sum(whole))
-        divided = [
-            (
-                x.region,
-                max(slice_times(figures, x, devices, items)) + joins_s(figures, x, devices, items),
-            )
-            for x in option.slicing
-        ]
+        known: dict[tuple[str, tuple[int, ...]], float] = {}
+        divided = []
+        for x in option.slicing:
+            key = self.problem.graph.regions[x.region].twin, x.units
+            if key not in known:
+                known[key] = max(slice_times(figures, x, devices, items))
+                known[key] += joins_s(figures, x, devices, items)
+            divided.append((x.region, known[key]))
         any_within = self._sum((x.region, 1.0) for x in option.slicing) > 0
         return np.asarray(np.where(any_within, slowest + self._sum(divided), np.inf))
 

@@ -152,8 +152,10 @@ class _Search:
         best, bound = self.best, self.bound_s
         if best is None or self.objective_s > self.cutoff_s:
             nothing = bound == math.inf
+            # What needs the memory of several devices for one stage was not looked for.
+            proved = nothing and not self.slots.without_tensor
             return SolverResult(
-                status=SolveStatus.INFEASIBLE if nothing else SolveStatus.UNKNOWN,
+                status=SolveStatus.INFEASIBLE if proved else SolveStatus.UNKNOWN,
                 assignment=None,
                 objective_s=None,
                 bound_s=None if nothing else bound,

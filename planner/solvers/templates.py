@@ -176,7 +176,9 @@ class _Search:
             f"line of consecutive runs of layers{order}, each run on one device "
             f"({len(self.pools.kinds)} kinds of device)"
         )
-        if nothing:
+        if self.problem.tensor_splits:
+            space += " (tensor splits were left out)"
+        if nothing and not self.problem.tensor_splits:
             status = SolveStatus.INFEASIBLE
         elif self.best is None:
             status = SolveStatus.UNKNOWN

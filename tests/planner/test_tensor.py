@@ -9,8 +9,9 @@ from planner.cost import CostModel
 from planner.options import find_options
 from planner.problem import PlanningProblem
 from planner.request import Objective, PlanRequest, Split
+from planner.rules import apply_rules
 from planner.slices import RegionUnits
-from planner.slicings import balance_units, find_slicings
+from planner.slicings import balance_units, even_slicing, find_slicings
 from planner.solvers.base import Assignment, StageAssignment
 from profiler.cluster import Link
 from profiler.profile import Profile
@@ -164,6 +165,27 @@ def test_regions_with_fewer_units_than_ranks_are_not_offered() -> None:
     problem = problem_of(world(speeds=(1.0, 1.0, 1.0), units=2))
     found = find_options(problem, CostModel(problem).figures)
     assert {len(o.members) for o in found.options if o.is_tensor} == {2}
+
+
+def test_rules_slice_everything_evenly_or_by_speed() -> None:
+    problem = problem_of(world(speeds=(1.0, 3.0), latency_s=0.0, bytes_per_s=1e9))
+    found = {x.name: x for x in apply_rules(problem, CostModel(problem))}
+    even, by_speed = found["slices of all layers, even"], found["slices of all layers, by speed"]
+    assert even.assignment is not None
+    assert by_speed.assignment is not None
+    assert even.assignment.stages[0].slices == (RegionUnits(0, (2, 2)),)
+    assert by_speed.assignment.stages[0].slices == (RegionUnits(0, (3, 1)),)
+    assert by_speed.price is not None
+    assert even.price is not None
+    assert by_speed.price.latency_s < even.price.latency_s
+    refused = problem_of(world(), splits=(Split.LAYERS,))
+    outcomes = {x.name: x for x in apply_rules(refused, CostModel(refused))}
+    assert "no tensor split" in outcomes["slices of all layers, even"].why_not
+
+
+def test_regions_are_divided_evenly_to_a_unit() -> None:
+    assert even_slicing(problem_of(world(units=5)), 3) == (RegionUnits(0, (1, 2, 2)),)
+    assert even_slicing(problem_of(world(units=2)), 3) == ()
 
 
 def test_the_request_may_leave_tensor_splits_out() -> None:
