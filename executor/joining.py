@@ -17,6 +17,7 @@ def place_runs(parts: Sequence[torch.Tensor], *, dim: int, lengths: Sequence[int
     if runs == 1:
         return torch.cat(list(parts), dim=dim)
     split = [
-        part.reshape(*part.shape[:dim], runs, length, *part.shape[dim + 1 :]) for part, length in zip(parts, lengths, strict=True)
+        part.reshape(*part.shape[:dim], runs, length, *part.shape[dim + 1 :])
+        for part, length in zip(parts, lengths, strict=True)
     ]
     return torch.cat(split, dim=dim + 1).flatten(dim, dim + 1)

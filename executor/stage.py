@@ -99,7 +99,9 @@ def load_stage(
     return StageModule(
         role=role,
         program=bundle.program,
-        module=build_stage(bundle.program, device=device, weight=weight, join=None if joins is None else joins.join),
+        module=build_stage(
+            bundle.program, device=device, weight=weight, join=None if joins is None else joins.join
+        ),
         device=device,
         changes=changed_inputs(bundle.program),
         joins=joins,

@@ -54,8 +54,9 @@ def rank_times(stage: StageView, prices: Prices) -> tuple[tuple[float, ...], flo
         region = part.region
         slices = [
             prices.layers_s(device, part.layers, items)
-            * (1 - region.divided + region.divided * units / region.units)
+            * (1 - divided + divided * units / region.units)
             for device, units in zip(stage.devices, part.units, strict=True)
+            for divided in [prices.timings(device).divided(region, items)]
         ]
         slowest += max(slices)
         total = [a + b for a, b in zip(total, slices, strict=True)]

@@ -19,6 +19,7 @@ from profiler.graph import Layer, ModelGraph, Tensor, Weight
 from profiler.layers import Group, Layering, find_layers
 from profiler.program import Node, StageProgram, WeightPort, rename
 from profiler.sharding.regions import Sharding, find_regions
+from profiler.sharding.slicing import only_sound
 from profiler.sources import LoadedModel
 from profiler.weights import cut
 
@@ -85,6 +86,7 @@ def capture(model: LoadedModel) -> Captured:
         twins={layer.name: layer.twin for layer in graph.layers},
         weight_names={weight: same[0] for weight, same in names.items()},
     )
+    sharding = only_sound(sharding, cutter)
     return Captured(
         source=model,
         traced=traced,

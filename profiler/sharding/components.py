@@ -14,7 +14,7 @@ from profiler.sharding.states import Narrowed, Own, Partial, Sharded, WeightSlic
 
 LEAST_OF_MODEL = 1 / 100
 """A product whose shards are put together at once is divided if it is this much of the model's
-work, and"""
+work (scores of a vocabulary always), and"""
 LEAST_OF_LAYERS = 1 / 4
 """this much of that of its layers, where another region is among them."""
 
@@ -127,6 +127,10 @@ def _not_worth(facts: Facts, found: list[Component]) -> dict[str, str]:
     for one in found:
         if one.sums:
             continue
+        users = {user for join in one.joins for user in facts.users[join]}
+        if any(users & set(c.nodes) for c in found if c is not one):
+            rejected |= dict.fromkeys(one.seeds, "the region that uses it is cut in another way")
+            continue
         near = [c for c in found if c is not one and c.layers & one.layers]
         here = sum(of_layer[layer] for layer in one.layers) or 1.0
         needed = _users(facts, one)
@@ -135,7 +139,7 @@ def _not_worth(facts: Facts, found: list[Component]) -> dict[str, str]:
                 one.seeds,
                 f"{needed} needs it whole at once, and it is {one.flops / here:.0%} of its layers",
             )
-        elif one.flops < LEAST_OF_MODEL * total:
+        elif one.flops < LEAST_OF_MODEL * total and not _scores(facts, one):
             rejected |= dict.fromkeys(
                 one.seeds,
                 f"{needed} needs it whole at once, and it is {one.flops / total:.1%} of the model",
@@ -153,6 +157,15 @@ def _not_worth(facts: Facts, found: list[Component]) -> dict[str, str]:
                 f"its {least.units} units have no two in common with those of its other layers",
             )
     return {}
+
+
+def _scores(facts: Facts, one: Component) -> bool:
+    """Whether a component makes a long answer of a shorter value: the scores of a vocabulary."""
+    return any(
+        name in facts.outputs and facts.dims[name][-1] >= facts.dims[ref][-1]
+        for name in one.seeds
+        for ref in facts.references[name][:1]
+    )
 
 
 def _users(facts: Facts, one: Component) -> str:

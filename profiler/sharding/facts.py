@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import prod
 from typing import Any
 
@@ -117,24 +117,43 @@ class Facts:
             found.extend(references(value))
         return found
 
-    def memory_of(self, name: str) -> set[str]:
-        """The value and those whose memory it may share because it was made from them."""
-        found = {name}
-        node = self.nodes.get(name)
-        for position in aliased_arguments(operator_of(node.op)) if node is not None else ():
-            assert node is not None
-            for ref in references(node.args[position] if position < len(node.args) else None):
-                found |= self.memory_of(ref)
+    @cached_property
+    def _memory(self) -> dict[str, frozenset[str]]:
+        """For each value, itself and those whose memory it may share because it comes from them."""
+        found: dict[str, frozenset[str]] = {}
+        for name, node in self.nodes.items():
+            sources = {
+                ref
+                for position in aliased_arguments(operator_of(node.op))
+                for ref in references(node.args[position] if position < len(node.args) else None)
+            }
+            found[name] = frozenset({name, *sources}).union(
+                *(found.get(ref, frozenset()) for ref in sources)
+            )
+        return found
+
+    @cached_property
+    def _sharing(self) -> dict[str, list[str]]:
+        """For each value, all that may share its memory because they come from it."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for name, roots in self._memory.items():
+            for root in roots:
+                found[root].append(name)
         return found
 
     def seen_later(self, name: str) -> bool:
         """Whether anyone looks, after this node, at what it changes in place, by an older name."""
         position = self.order[name]
-        return any(
-            self.order[user] > position
+        roots = {
+            root
             for target in self.written(name)
-            for shared in self.memory_of(target)
-            for user in self.users[shared]
+            for root in self._memory.get(target, frozenset({target}))
+        }
+        older = {v for root in roots for v in self._sharing.get(root, [root])} | roots
+        return any(
+            other in self.outputs or any(self.order[u] > position for u in self.users[other])
+            for other in older
+            if name not in self._memory.get(other, ())
         )
 
 

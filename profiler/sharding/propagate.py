@@ -234,7 +234,7 @@ class Pass:
 
 
 BEGINNING = frozenset({
-    "linear", "addmm", "mm", "bmm", "matmul", "einsum", "conv1d", "conv2d", "conv3d", "convolution",
+    "linear", "addmm", "mm", "bmm", "matmul", "einsum", "conv1d", "conv2d", "conv3d",
     "grouped_mm_fallback", "_grouped_mm", "grouped_mm", "embedding",
 })  # fmt: skip
 """Operators whose weight may begin a region."""

@@ -49,7 +49,7 @@ class Sharding:
             if home != layer:
                 continue
             kind = base_name(self.facts.nodes[name].op)
-            if name in self.refused:
+            if name in self.refused and kind in BEGINNING:
                 how = "by its rows" if kind == "embedding" else "by its columns"
                 tried.append(f"{name} {how}: {self.refused[name]}")
             elif self.facts.flops.get(name):

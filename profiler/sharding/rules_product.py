@@ -44,6 +44,8 @@ def _names(prefix: str, count: int) -> list[str]:
 def labelled(run: Pass, node: Node) -> Product | None:
     """The labels of a node's operands; None if it is none of these products."""
     base, read = base_name(node.op), [reference(a) for a in node.args]
+    if base == "einsum":
+        return _einsum(node)
 
     def ndim(position: int) -> int:
         return len(run.dims[read[position] or ""])
@@ -74,10 +76,20 @@ def labelled(run: Pass, node: Node) -> Product | None:
         kernel, groups = ndim(1) - 2, argument(node, 6, "groups", 1)
         if groups != 1 or ndim(0) != ndim(1):
             return None
-        image, made = _names("x", kernel), _names("y", kernel)
+        image, made = _names("x:", kernel), _names("y:", kernel)
         pair = [(read[0], ("b", "k", *image)), (read[1], ("n", "k", *[None] * kernel))]
         return _product(pair, ("b", "n", *made), read[2] if len(read) > 2 else None, "n")
     return None
+
+
+def _einsum(node: Node) -> Product | None:
+    """Two operands whose dims all have their own letters."""
+    left, arrow, right = str(node.args[0]).replace(" ", "").partition("->")
+    letters, names = left.split(","), [reference(a) for a in node.args[1]]
+    plain = arrow and all(len(set(x)) == len(x) and "." not in x for x in (*letters, right))
+    if not plain or len(names) != 2:
+        return None
+    return _product([(n, tuple(x)) for n, x in zip(names, letters, strict=True)], tuple(right))
 
 
 def _product(
@@ -166,7 +178,7 @@ def _leading(
     for name, labels, state in shards:
         label = labels[state.dim]
         shared = sum(label in other for _, other in found.operands)
-        if label is not None and not label.startswith("x"):
+        if label is not None and not label.startswith("x:"):
             ranked.append((shared, run.facts.num_bytes(name), state, label))
     if not ranked:
         return shards[0][2], None
@@ -192,7 +204,7 @@ def _begin(run: Pass, node: Node, found: Product) -> Result | None:
     name, labels = weights[0]
     other = next(other for n, other in found.operands if n != name)
     free = [x for x in labels if x is not None and x in found.result and x not in other]
-    if len(free) != 1:
+    if not free:
         return None
     dim = labels.index(free[0])
     parts, size = run.parts.get(node.name, 1), run.dims[name][dim]
@@ -287,7 +299,7 @@ def attention(run: Pass, node: Node) -> Result | None:
 
 PRODUCT_RULES: dict[str, Rule] = {
     **dict.fromkeys(
-        ("linear", "addmm", "mm", "bmm", "matmul", "conv1d", "conv2d", "conv3d"), product
+        ("linear", "addmm", "mm", "bmm", "matmul", "conv1d", "conv2d", "conv3d", "einsum"), product
     ),
     **dict.fromkeys(("grouped_mm_fallback", "_grouped_mm", "grouped_mm"), product),
     "scaled_dot_product_attention": attention,

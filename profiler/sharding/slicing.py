@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from profiler.cut import Cutter
 from profiler.errors import InvalidInputError
 from profiler.expressions import Size
 from profiler.program import (
@@ -97,6 +98,40 @@ def sliced(
     made = _Slicer(program, sharding, cuts).run()
     require_shapes(made, sharding.facts, changed={n.name for n in made.nodes} - own)
     return made
+
+
+def only_sound(sharding: Sharding, cutter: Cutter) -> Sharding:
+    """Without the regions whose halves cannot be written down: no plan shall rely on them."""
+    unsound: dict[str, str] = {}
+    tried: set[str] = set()
+    for region in sharding.regions:
+        if region.twin not in tried:
+            tried.add(region.twin)
+            half = (region.units + 1) // 2
+            try:
+                slices = {region.name: (half, region.units - half)}
+                sliced(cutter.part(region.layers), sharding, slices, 0)
+            except InvalidInputError as error:
+                unsound[region.twin] = str(error)
+    if not unsound:
+        return sharding
+    kept = [i for i, region in enumerate(sharding.regions) if region.twin not in unsound]
+    place = {old: new for new, old in enumerate(kept)}
+    lost = {
+        layer: unsound[region.twin]
+        for region in sharding.regions
+        if region.twin in unsound
+        for layer in region.layers
+    }
+    refused = {
+        node: lost[layer] for node, layer in sharding.facts.layer_of.items() if layer in lost
+    }
+    return replace(
+        sharding,
+        regions=tuple(sharding.regions[i] for i in kept),
+        region_of_axis={a: place[r] for a, r in sharding.region_of_axis.items() if r in place},
+        refused={**sharding.refused, **refused},
+    )
 
 
 class _Slicer:

@@ -112,7 +112,10 @@ def test_a_plan_says_what_each_way_to_split_a_stage_would_cost() -> None:
 
 def test_a_stage_split_by_batch_says_what_slices_would_cost() -> None:
     made = planned(
-        two_devices(1000 * MBIT), batch_size=8, microbatch_size=8, splits=(Split.BATCH, Split.TENSOR)
+        two_devices(1000 * MBIT),
+        batch_size=8,
+        microbatch_size=8,
+        splits=(Split.BATCH, Split.TENSOR),
     )
     (choice,) = made.search.choices
     assert choice.split == "batch"

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from profiler.build import build_stage
+from profiler.capture import capture
 from profiler.errors import InvalidInputError
 from profiler.graph import ModelGraph, SliceRegion
-from profiler.sharding.slicing import sliced
+from profiler.sharding.slicing import only_sound, sliced
+from profiler.sharding.states import NodePlan, Scaled
+from profiler.sources import load_model
 from tests.support import zoo
 from tests.support.captures import captured
 from tests.support.cutting import input_symbols, named_inputs, resized
@@ -180,3 +188,135 @@ def test_awkward_models_divide_rightly_or_not_at_all(name: str) -> None:
     expected = undivided(model, tensors, symbols)
     limit = 3e-2 if name == "bfloat16" else 1e-5
     assert worst(expected, results[0]) < limit
+
+
+def test_a_region_that_cannot_be_written_down_is_left_out() -> None:
+    made = captured("bert")
+    name = "bert.encoder.layer.0.attention"
+    view = next(
+        n for n, node in made.sharding.facts.nodes.items() if node.op == "aten.view.default"
+    )
+    outcome = made.sharding.outcome
+    # As if the rule for this view had put its heads into the wrong place.
+    wrong = NodePlan(uses=outcome.plans[view].uses, scaled=(Scaled(1, 3, 8),))
+    broken = replace(made.sharding, outcome=replace(outcome, plans={**outcome.plans, view: wrong}))
+    left = only_sound(broken, made.cutter)
+    assert name not in left.position
+    assert "leave its region whole" in str(left.why_not("bert.encoder.layer.0.attention.self"))
+    assert "bert.encoder.layer.0" in left.position
+
+
+class Einsums(nn.Module):
+    """Attention as people write it by hand: sums over letters, softmax in between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Parameter(torch.randn(6, 4, 16) / 4) for _ in range(3))
+        self.out = nn.Parameter(torch.randn(6, 4, 16) / 4)
+        self.slopes = nn.Parameter(torch.randn(6, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (torch.einsum("btd,hkd->bhtk", x, w) for w in (self.q, self.k, self.v))
+        scores = torch.einsum("bhtk,bhsk->bhts", q, k) * self.slopes
+        mixed = torch.einsum("bhts,bhsk->bhtk", scores.softmax(-1), v)
+        return x + torch.einsum("bhtk,hkd->btd", mixed, self.out)
+
+
+class OneKeyHead(nn.Module):
+    """Six query heads share one key head, which every rank computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(12, 24), nn.Linear(12, 4), nn.Linear(12, 4)
+        self.out = nn.Linear(24, 12)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        b, t, _ = x.shape
+        q = self.q(x).view(b, t, 6, 4).transpose(1, 2)
+        k, v = (w(x).view(b, t, 1, 4).transpose(1, 2).expand(b, 6, t, 4) for w in (self.k, self.v))
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return x + self.out(mixed.transpose(1, 2).reshape(b, t, 24))
+
+
+class FusedUnbound(nn.Module):
+    """Query, key and value from one weight, taken apart by ``unbind``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(12, 72), nn.Linear(24, 12)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        b, t, _ = x.shape
+        q, k, v = self.qkv(x).reshape(b, t, 3, 6, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        weights = (q @ k.transpose(-2, -1) / 2).softmax(dim=-1)
+        return x + self.out((weights @ v).transpose(1, 2).reshape(b, t, 24))
+
+
+class FusedGate(nn.Module):
+    """A gate and what it lets through, from one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 24, bias=False), nn.Linear(12, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = self.up(x)
+        return x + self.down(F.silu(wide[..., :12]) * wide[..., 12:])
+
+
+class ListedExperts(nn.Module):
+    """Every expert computes every token; a router weighs them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(8, 3)
+        self.up = nn.ModuleList(nn.Linear(8, 16) for _ in range(3))
+        self.down = nn.ModuleList(nn.Linear(16, 8, bias=False) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.router(x).softmax(-1)
+        total = self.down[0](F.gelu(self.up[0](x))) * weight[..., 0:1]
+        for i in (1, 2):
+            total = total + self.down[i](F.gelu(self.up[i](x))) * weight[..., i : i + 1]
+        return x + total
+
+
+class Inverted(nn.Module):
+    """Wide, by channel, narrow again; channels squeezed and weighed in between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.narrow = nn.Conv2d(4, 12, 1), nn.Conv2d(12, 4, 1)
+        self.each = nn.Conv2d(12, 12, 3, padding=1, groups=12, bias=False)
+        self.norm = nn.GroupNorm(6, 12)
+        self.less, self.more = nn.Conv2d(12, 3, 1), nn.Conv2d(3, 12, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.silu(self.norm(self.each(F.silu(self.wide(x)))))
+        weight = torch.sigmoid(self.more(F.silu(self.less(F.adaptive_avg_pool2d(y, 1)))))
+        return x + self.narrow(y * weight)
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "axis", "units", "joins"),
+    [
+        (Einsums, (5, 16), "heads", 6, 1),
+        (OneKeyHead, (5, 12), "heads", 6, 1),
+        (FusedUnbound, (5, 12), "heads", 6, 1),
+        (FusedGate, (8,), "features", 12, 1),
+        (ListedExperts, (8,), "features", 16, 1),
+        (Inverted, (4, 6, 6), "channels", 6, 2),
+    ],
+)
+def test_other_ways_to_write_a_layer(
+    module: Callable[[], nn.Module], shape: tuple[int, ...], axis: str, units: int, joins: int
+) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = capture(load_model(module().eval(), torch.randn(2, *shape)))
+    model = divisible(made)
+    (found,) = (r for r in made.sharding.regions if any(j.how == "sum" for j in r.joins))
+    assert (found.axis, found.units, len(found.joins)) == (axis, units, joins)
+    tensors, symbols = inputs(model)
+    results, _, _ = run_divided(model, shares_of(model.sharding, (5, 3)), 2, tensors, symbols)
+    assert worst(undivided(model, tensors, symbols), results[0]) < 1e-5
