@@ -3,7 +3,8 @@
     python benchmarks/equality.py [--quick] [--json FILE]
 
 Each model is split as a pipeline of three stages, by batch over three devices with unequal shares,
-and as a mix of both, and runs as real processes of this machine. Through each plan go 1 item, an
+as a mix of both, by tensor over two devices evenly and five to three, over three devices, and as a
+mix of all; and runs as real processes of this machine. Through each plan go 1 item, an
 odd number, more than a microbatch, and more than a batch (as many as a batch holds, where a layer
 compares items). A case is one answer; it fails if its structure, a dtype or a shape differs, or a
 number by more than its dtype's tolerance, relative to the largest value of its tensor.
@@ -34,6 +35,10 @@ SPLITS = {
     "pipeline": running.pipeline,
     "batch": running.batch_split,
     "mixed": running.mixed,
+    "tensor": running.tensor,
+    "tensor 5:3": running.tensor_uneven,
+    "tensor of 3": running.tensor_three,
+    "tensor, batch, pipeline": running.tensor_mixed,
 }
 QUICK_MODELS = ["mlp", "resnet50", "transformer", "bert", "llama"]
 BATCH = 8

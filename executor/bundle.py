@@ -22,6 +22,7 @@ from profiler.capture import Captured
 from profiler.documents import write_atomically
 from profiler.graph import ModelGraph
 from profiler.program import StageProgram
+from profiler.sharding.slicing import sliced
 from profiler.weights import Recipe
 
 
@@ -108,6 +109,16 @@ def write_rank(
 
 
 def stage_program(schedule: Schedule, captured: Captured, rank: int) -> StageProgram | None:
-    """The part of the model that a rank runs, giving every tensor the plan has it send."""
+    """The part of the model that a rank runs, giving every tensor the plan has it send.
+
+    Raises:
+        InvalidInputError: its stage is divided in a way that the model's regions do not allow.
+    """
     role = schedule.role(rank)
-    return None if role is None else captured.cutter.part(role.layers)
+    if role is None:
+        return None
+    part, stage = captured.cutter.part(role.layers), schedule.stages[role.place]
+    if stage.split != "tensor":
+        return part
+    slices = {one.region: one.units for one in stage.slices}
+    return sliced(part, captured.sharding, slices, stage.ranks.index(rank))

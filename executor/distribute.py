@@ -7,7 +7,9 @@ they could read. Each goes to each rank that holds it, once, in an order both en
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,7 +18,8 @@ from safetensors import safe_open
 from executor.schedule import Message
 from executor.transport import Pending, Transport
 from profiler.errors import InvalidInputError
-from profiler.weights import Recipe, fill
+from profiler.program import Shard, read_shard
+from profiler.weights import Recipe, cut, fill_shard
 
 WEIGHTS_FILE = "weights.safetensors"
 TAG = 2**20
@@ -36,12 +39,19 @@ def send_weights(directory: Path, transport: Transport) -> list[Pending]:
         return under_way
     for rank in range(1, dist.get_world_size()):
         own = json.loads((directory / f"rank-{rank}.json").read_text())
-        names = dict.fromkeys(r["root"] for r in own["recipes"].values() if held_by_root(r))
-        for name in names:
+        for name, shard in dict.fromkeys(_lacking(own)):
             with safe_open(file, framework="pt") as opened:
-                value = opened.get_tensor(name)
+                value = cut(opened.get_tensor(name), shard)
             under_way.append(transport.send(value, _message(name, rank)))
     return under_way
+
+
+def _lacking(own: Mapping[str, Any]) -> Iterator[tuple[str, Shard | None]]:
+    """What a rank needs of the root, in the order in which it will ask."""
+    for port in (own["program"] or {"weights": ()})["weights"]:
+        recipe = own["recipes"].get(port["weight"])
+        if recipe is not None and held_by_root(recipe):
+            yield recipe["root"], read_shard(port)
 
 
 class RemoteWeights:
@@ -52,18 +62,18 @@ class RemoteWeights:
         self.transport = transport
         self.rank = rank
 
-    def read(self, name: str, recipe: Recipe, target: torch.Tensor) -> None:
-        """Fill ``target``."""
+    def read(self, name: str, recipe: Recipe, shard: Shard | None, target: torch.Tensor) -> None:
+        """Fill ``target`` with a weight, or with a shard of it."""
         if not held_by_root(recipe):
             if not _readable(recipe):
                 raise InvalidInputError(
                     f"weight {name} is stored in {_first_file(recipe)}, which this host does not "
                     "have: put the model directory at the same path on every host"
                 )
-            fill(target, recipe, name=name)
+            fill_shard(target, recipe, shard, name=name)
         elif self.rank == 0:
             stored = {"file": str(self.directory / WEIGHTS_FILE), "key": recipe["root"]}
-            fill(target, stored, name=name)
+            fill_shard(target, stored, shard, name=name)
         else:
             host = torch.empty(target.shape, dtype=target.dtype)
             message = _message(recipe["root"], self.rank)

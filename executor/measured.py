@@ -26,7 +26,8 @@ LEAST_BLOCKS = 3
 class RankFigures:
     """One rank's typical piece: ``items`` items, seconds of each part of it.
 
-    ``busy_s`` is all but waiting, ``compute_s`` of it is running the stage's module. ``send_s``
+    ``busy_s`` is all but waiting, ``compute_s`` of it is running the stage's module and ``join_s``
+    putting values together with other ranks of the stage. ``send_s``
     (handing results to the transport) and ``dispatch_s`` (all else) are the processor's time.
     ``spread`` is the distance of the quartiles of the busy time over its median.
     """
@@ -35,6 +36,7 @@ class RankFigures:
     pieces: int
     busy_s: float
     compute_s: float
+    join_s: float
     dispatch_s: float
     send_s: float
     waited_s: float
@@ -42,7 +44,7 @@ class RankFigures:
     spread: float
 
 
-_COLUMNS = ("busy_s", "computed_s", "dispatched_s", "sent_s", "waited_s", "held_s")
+_COLUMNS = ("busy_s", "computed_s", "joined_s", "dispatched_s", "sent_s", "waited_s", "held_s")
 
 
 def rank_figures(ran: Mapping[str, Any]) -> RankFigures | None:
@@ -64,6 +66,7 @@ def rank_figures(ran: Mapping[str, Any]) -> RankFigures | None:
         pieces=len(pieces),
         busy_s=typical["busy_s"],
         compute_s=typical["computed_s"],
+        join_s=typical["joined_s"],
         dispatch_s=typical["dispatched_s"],
         send_s=typical["sent_s"],
         waited_s=typical["waited_s"],

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from executor.aggregation import Aggregator, choose_aggregator
+from executor.collectives import StageJoins
 from executor.schedule import Interval, Message, Piece, Schedule, StageRole, StepWork
 from executor.transport import Pending, Transport
 from profiler.errors import RankFailedError
@@ -36,15 +37,17 @@ class RankRecord:
     """What a rank measured: seconds of each of its pieces, and when each step ended.
 
     A piece's time is ``waited_s`` for its inputs, ``held_s`` until earlier results had left, and
-    ``busy_s``; most of that is running its stage (``computed_s``). ``sent_s`` is the processor's
-    time for handing on results, ``dispatched_s`` that for all else that the loop does: a clock
-    would also count the time in which other processes have the processor.
+    ``busy_s``; most of that is running its stage (``computed_s``), and putting values together with
+    other ranks of the stage (``joined_s``). ``sent_s`` is the processor's time for handing on
+    results, ``dispatched_s`` that for all else that the loop does: a clock would also count the
+    time in which other processes have the processor.
     """
 
     items: list[int] = field(default_factory=list)
     waited_s: list[float] = field(default_factory=list)
     busy_s: list[float] = field(default_factory=list)
     computed_s: list[float] = field(default_factory=list)
+    joined_s: list[float] = field(default_factory=list)
     sent_s: list[float] = field(default_factory=list)
     held_s: list[float] = field(default_factory=list)
     dispatched_s: list[float] = field(default_factory=list)
@@ -54,13 +57,15 @@ class RankRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class StageModule:
-    """A stage ready to run on this rank; ``changes`` are inputs it may modify in place."""
+    """A stage ready to run on this rank; ``changes`` are inputs it may modify in place. ``joins``
+    are those with other ranks that divide it."""
 
     role: StageRole
     program: StageProgram
     module: nn.Module
     device: torch.device
     changes: frozenset[str] = frozenset()
+    joins: StageJoins | None = None
 
 
 @dataclass
@@ -269,7 +274,9 @@ class _Run:
         record.waited_s.append(waited_s)
         record.held_s.append(self._blocked_s)
         record.busy_s.append(ended - begun[0] - waited_s - self._blocked_s)
-        record.computed_s.append(computed - received)
+        joined_s = stage.joins.spent_s if stage.joins is not None else 0.0
+        record.computed_s.append(computed - received - joined_s)
+        record.joined_s.append(joined_s)
         record.sent_s.append(sent_cpu - computed_cpu)
         record.dispatched_s.append((received_cpu - begun[1]) + (ended_cpu - sent_cpu))
 
@@ -288,6 +295,8 @@ class _Run:
 
     def _compute(self, stage: StageModule, piece: Piece, values: dict[str, torch.Tensor]) -> None:
         sizes = self._sizes_of(stage.program, piece.items[1] - piece.items[0])
+        if stage.joins is not None:
+            stage.joins.begin(piece.items)
         try:
             with torch.inference_mode():
                 results = stage.module(*(values[n] for n in stage.program.inputs), *sizes)
@@ -300,7 +309,7 @@ class _Run:
                 f"{piece.items[0]} to {piece.items[1] - 1}: {type(error).__name__}: {first[:300]}"
             ) from error
         produced = dict(zip(stage.program.outputs, results, strict=True))
-        if self.recorder is not None:
+        if self.recorder is not None and self.schedule.answers(self.loop.rank):
             for name, tensor in produced.items():
                 shared = self.loop.tensors[name].batch_dim is None
                 self.recorder(name, None if shared else piece.items, tensor)

@@ -74,7 +74,14 @@ def serve(options: RankOptions, control: Control) -> None:
         baseline = resident_bytes()
         under_way = send_weights(options.directory, transport) if options.rank == 0 else []
         weights = RemoteWeights(options.directory, transport, rank=options.rank)
-        stage = load_stage(bundle, schedule, rank=options.rank, device=device, read=weights.read)
+        stage = load_stage(
+            bundle,
+            schedule,
+            rank=options.rank,
+            device=device,
+            read=weights.read,
+            transport=transport,
+        )
         for one in under_way:
             transport.finish(one)
         loaded = resident_bytes()

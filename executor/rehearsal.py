@@ -1,7 +1,8 @@
 """``rehearse``: a plan's real ranks, messages and links, its computing replaced by waiting.
 
 Every rank waits as long as its stage would compute by the profile, and as long as messages would
-keep its device from computing; then it sends tensors of the right shapes that hold zeros. So a
+keep its device from computing; then it sends tensors of the right shapes that hold zeros. Ranks
+that divide a stage wait for their joins' estimated time too, and exchange nothing in them. So a
 plan for eight unequal devices can be tried on two cores, or on a real network before a weight is
 loaded. The loop, the transport and the report are those of a run.
 """
@@ -150,6 +151,10 @@ def waits(plan: Plan, sources: Sources, schedule: Schedule) -> dict[int, list[fl
         share = stage.shares[stage.ranks.index(binding.rank)]
         load, layers = loads[binding.rank], tuple(sorted(index[name] for name in role.layers))
         messages_s = load.receive_s + load.send_s
+        if stage.split == "tensor":
+            whole_s = load.compute_s + load.join_s + messages_s
+            found[binding.rank] = [whole_s * n / share for n in range(1, share + 1)]
+            continue
         found[binding.rank] = [
             prices.compute_s(binding.device, layers, n) + messages_s * n / share
             for n in range(1, share + 1)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import Field
 
 from executor.links import LinkTime, Offset, link_times
 from executor.measured import RankFigures, rank_evidence, rank_figures
-from executor.schedule import Schedule
+from executor.schedule import JOINED, Schedule
 from planner.actual import OFF
 from planner.inputs import Sources
 from planner.planfile import RankEstimate
@@ -49,10 +50,11 @@ class RankReport(Record):
 
     ``busy_s`` is all but waiting. ``compute_s`` is that without what the plan charges for messages:
     the stage's layers and dispatching, which alone is ``dispatch_s`` (predicted by the profile,
-    measured as time of the processor). ``waited_s`` is waiting for inputs, ``held_s`` until earlier
-    results had left, ``spread`` the distance of the quartiles of ``busy_s`` over its median.
-    ``layers`` are the selectors of its stage, ``prelude`` whether it repeats the work that all
-    stages share.
+    measured as time of the processor). ``joined_s`` is putting values together with the other ranks
+    of a tensor split, slower ones waited for. ``waited_s`` is waiting for inputs, ``held_s`` until
+    earlier results had left, ``spread`` the distance of the quartiles of ``busy_s`` over its
+    median. ``layers`` are the selectors of its stage, ``prelude`` whether it repeats the work that
+    all stages share.
     """
 
     rank: int
@@ -66,6 +68,7 @@ class RankReport(Record):
     busy_s: Compared
     compute_s: Compared
     dispatch_s: Compared
+    joined_s: Compared = Compared()
     waited_s: Estimated
     held_s: Estimated
     spread: Estimated
@@ -194,6 +197,9 @@ def make_report(
     links = link_times([one["transfers"] for one in ran], offsets)
     evidence = _evidence(schedule, figures, links, root["symbols"], num_items)
     seen = {one.rank: one for one in evidence.ranks}
+    evidence = evidence.model_copy(
+        update={"ranks": tuple(one for one in evidence.ranks if not _divides(schedule, one.rank))}
+    )
     return RunReport(
         plan_id=plan.plan_id,
         num_items=num_items,
@@ -224,6 +230,12 @@ def make_report(
             "machine": platform.node(),
         },
     )
+
+
+def _divides(schedule: Schedule, rank: int) -> bool:
+    """Whether a rank computes slices: what that takes says nothing about whole layers."""
+    where = schedule.stage_of.get(rank)
+    return where is not None and schedule.stages[where].split == "tensor"
 
 
 def _repeats(steps: int, schedule: Schedule, num_items: int) -> int:
@@ -265,6 +277,7 @@ def _busy_s(ranks: Sequence[RankEstimate]) -> float | None:
         return None
     return (
         max(r.compute_s for r in ranks)
+        + max(r.join_s for r in ranks)
         + max(r.receive_s for r in ranks)
         + max(r.send_s for r in ranks)
     )
@@ -323,11 +336,16 @@ def _rank(
         pieces=len(told["items"]),
         items_per_piece=figures.items if figures else 0,
         busy_s=Compared.of(
-            None if expected_s is None else expected_s + (charged_s or 0.0),
+            None
+            if estimate is None
+            else estimate.compute_s + estimate.join_s + estimate.receive_s + estimate.send_s,
             figures.busy_s if figures else None,
         ),
         compute_s=Compared.of(expected_s, sum(parted) if parted else None),
         dispatch_s=Compared.of(expected_dispatch_s, parted[1] if parted else None),
+        joined_s=Compared.of(
+            None if estimate is None else estimate.join_s, figures.join_s if figures else None
+        ),
         waited_s=figures.waited_s if figures else 0.0,
         held_s=figures.held_s if figures else 0.0,
         spread=figures.spread if figures else 0.0,
@@ -355,7 +373,7 @@ def _evidence(
             rank_evidence(
                 schedule,
                 rank,
-                one,
+                replace(one, busy_s=one.busy_s - one.join_s),
                 step_items=min(num_items, schedule.batch_size),
                 symbols=symbols,
             )
@@ -372,6 +390,7 @@ def _evidence(
                 spread=one.spread,
             )
             for one in links
-            if one.time_s is not None
+            # Joins go both ways at once: they say little about one message alone.
+            if one.time_s is not None and not one.tensor.startswith(JOINED)
         ),
     )

@@ -5,7 +5,8 @@ pipeline's items into microbatches, a microbatch into one run of items per rank 
 that needs whole batches has one piece per batch. Wherever the intervals of a sender and a receiver
 overlap, that part of the tensor is sent: this one rule scatters inputs, passes tensors between
 stages that are cut differently, and gathers answers in item order. Both ends compute the same
-list, so messages need no headers.
+list, so messages need no headers. The ranks of a stage that is split by tensor all compute all
+items: each receives what comes in, and the first sends what leaves.
 
 Pure: knows nothing of torch or of processes.
 """
@@ -24,6 +25,9 @@ from profiler.graph import ModelGraph
 
 Interval = tuple[int, int]
 """Items from the first up to but not including the second."""
+
+JOINED = "join of "
+"""What the names of messages begin with that ranks of one stage send each other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +155,11 @@ class Schedule:
             whole_batch=self.stages[where].whole_batch,
         )
 
+    def answers(self, rank: int) -> bool:
+        """Whether a rank sends what its stage computes: of a tensor split only the first does."""
+        stage = self.stages[self.stage_of[rank]]
+        return stage.split != "tensor" or rank == stage.ranks[0]
+
     def steps(self, num_items: int) -> Iterator[Interval]:
         """The batches of a run, in order; the last may be short.
 
@@ -236,6 +245,10 @@ def _intervals(schedule: Schedule, length: int) -> dict[int, list[Interval]]:
             for low in range(start, start + count, max(size, 1)):
                 here = min(size, start + count - low)
                 offset = low
+                if stage.split == "tensor":
+                    for rank in stage.ranks if here else ():
+                        found[rank].append((low, low + here))
+                    continue
                 for rank, share in zip(stage.ranks, split_items(here, stage.shares), strict=True):
                     if share:
                         found[rank].append((offset, offset + share))
@@ -257,7 +270,7 @@ def _messages(
     if transfer.source == INPUT:
         sources = [(root, -1, (0, length))]
     else:
-        sources = _pieces(schedule, intervals, transfer.source)
+        sources = _pieces(schedule, intervals, transfer.source, sending=True)
     if transfer.target == OUTPUT:
         targets = [(root, -1, (0, length))]
     else:
@@ -286,11 +299,16 @@ def _messages(
 
 
 def _pieces(
-    schedule: Schedule, intervals: Mapping[int, Sequence[Interval]], where: str
+    schedule: Schedule,
+    intervals: Mapping[int, Sequence[Interval]],
+    where: str,
+    *,
+    sending: bool = False,
 ) -> list[tuple[int, int, Interval]]:
     found = [
         (rank, index, items)
         for rank in schedule.stages[where].ranks
+        if schedule.answers(rank) or not sending
         for index, items in enumerate(intervals.get(rank, ()))
     ]
     return sorted(found, key=lambda piece: piece[2])

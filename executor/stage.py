@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
+from executor.collectives import StageJoins
 from executor.pipeline import StageModule
 from executor.schedule import Schedule
+from executor.transport import Transport
 from executor.waiting import WaitingStage, waiting_program
 from planner.planfile import Plan
 from profiler.build import build_stage
 from profiler.graph import ModelGraph
 from profiler.operators import changed_inputs
-from profiler.program import StageProgram, WeightPort
-from profiler.weights import Recipe
+from profiler.program import Shard, StageProgram, WeightPort
+from profiler.weights import Recipe, cut
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +63,13 @@ def load_stage(
     *,
     rank: int,
     device: torch.device,
-    read: Callable[[str, Recipe, torch.Tensor], None],
+    read: Callable[[str, Recipe, Shard | None, torch.Tensor], None],
+    transport: Transport,
 ) -> StageModule | None:
     """Build the rank's stage and fill its weights; None for a rank without a stage.
 
-    ``read`` fills a tensor by a recipe. Tied weights of one stage are held once.
+    ``read`` fills a tensor by a recipe, or with the shard of what that makes. Tied weights of one
+    stage are held once. ``transport`` reaches the ranks that divide the stage with this one.
     """
     role = schedule.role(rank)
     if role is not None and bundle.waits is not None:
@@ -79,19 +83,26 @@ def load_stage(
 
     def weight(port: WeightPort) -> torch.Tensor:
         if port.constant:
-            return constants[port.weight].clone().to(device)
+            return cut(constants[port.weight], port.shard).clone().to(device)
         recipe = bundle.recipes[port.weight]
-        key = json.dumps(recipe, sort_keys=True)
+        key = json.dumps([recipe, port.shard and asdict(port.shard)], sort_keys=True)
         if key not in held:
             value = torch.empty(port.shape, dtype=getattr(torch, port.dtype), device=device)
-            read(port.weight, recipe, value)
+            read(port.weight, recipe, port.shard, value)
             held[key] = value
         return held[key]
 
+    place = schedule.stages[role.place]
+    joins = None
+    if place.split == "tensor":
+        joins = StageJoins(transport, ranks=place.ranks, rank=rank)
     return StageModule(
         role=role,
         program=bundle.program,
-        module=build_stage(bundle.program, device=device, weight=weight),
+        module=build_stage(
+            bundle.program, device=device, weight=weight, join=None if joins is None else joins.join
+        ),
         device=device,
         changes=changed_inputs(bundle.program),
+        joins=joins,
     )

@@ -101,7 +101,10 @@ def latency_bound_s(problem: PlanningProblem, figures: Figures) -> float:
     graph = problem.graph
     for i, layer in enumerate(graph.layers):
         region = graph.region_of.get(i) if problem.tensor_splits else None
-        divided = 0.0 if region is None else graph.regions[region].divided
+        divided = 0.0
+        if region is not None:
+            timings = problem.profile.timings
+            divided = max(x.most_divided(graph.regions[region]) for x in timings)
         key = layer.twin, divided
         if key not in fastest:
             least = 1 if problem.batch_splits else problem.microbatch

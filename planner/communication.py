@@ -51,7 +51,7 @@ def join_messages(
     figures: Figures, join: Join, devices: Sequence[str], units: Sequence[int], items: int
 ) -> Iterator[list[tuple[str, str, float]]]:
     """Source, target and seconds of the messages of each phase; ``devices`` in rank order."""
-    size = figures.tensor_bytes(join.tensor, items)
+    size = figures.problem.graph.join_bytes(join, items)
     for phase in join_phases(join.how, size, units):
         yield [
             (

@@ -63,11 +63,13 @@ class Figures:
 
     def slice_s(self, region: int, device: str, items: int, units: int) -> float:
         """Seconds of ``units`` of a region's units: what slicing does not divide is done in full.
+        How much that is has been measured at half the units, if the profile says so.
 
         The only place that says how long a slice takes.
         """
         found = self.problem.graph.regions[region]
-        fraction = (1 - found.divided) + found.divided * units / found.units
+        divided = self.problem.profile.timings_of[device].divided(found, items)
+        fraction = (1 - divided) + divided * units / found.units
         return self.region_s(region, device, items) * fraction
 
     def peak_bytes(self, layer: int, device: str, items: int) -> int:

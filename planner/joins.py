@@ -54,8 +54,9 @@ def rank_times(stage: StageView, prices: Prices) -> tuple[tuple[float, ...], flo
         region = part.region
         slices = [
             prices.layers_s(device, part.layers, items)
-            * (1 - region.divided + region.divided * units / region.units)
+            * (1 - divided + divided * units / region.units)
             for device, units in zip(stage.devices, part.units, strict=True)
+            for divided in [prices.timings(device).divided(region, items)]
         ]
         slowest += max(slices)
         total = [a + b for a, b in zip(total, slices, strict=True)]
@@ -83,7 +84,7 @@ def weight_bytes(stage: StageView, position: int, prices: Prices) -> int:
 
 
 def _exchange(stage: StageView, part: SliceView, join: Join, prices: Prices) -> Exchange:
-    size, width = prices.size(join.tensor, stage.items), len(stage.devices)
+    size, width = prices.graph.join_bytes(join, stage.items), len(stage.devices)
     pieces = [size * units // part.region.units for units in part.units]
     sent: list[float] = list(pieces)
     rounds = 1

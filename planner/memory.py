@@ -224,7 +224,7 @@ def arriving_parts(figures: Figures, slices: RegionUnits, rank: int, items: int)
     """The most bytes that a rank receives at once in a join of a region, by where they lie."""
     most = dict.fromkeys(Part, 0)
     for join in figures.problem.graph.regions[slices.region].joins:
-        size = figures.tensor_bytes(join.tensor, items)
+        size = figures.problem.graph.join_bytes(join, items)
         pieces = join_pieces(join.how, size, slices.units, rank)
         for part in Part:
             here = [n for n in pieces if (n >= MAPPED_BYTES) == (part is Part.MAPPED)]

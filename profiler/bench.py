@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from profiler.build import build_stage
+from profiler.build import JoinMaker, build_stage
 from profiler.capture import Captured
 from profiler.expressions import BATCH, evaluate
 from profiler.graph import Layer, Tensor
@@ -77,15 +77,28 @@ class LayerBench:
                 program = cutter.part([layer.name], prelude=False)
                 yield self._built(layer.twin, layer.name, layer, program)
 
+    def build(self, program: StageProgram, *, join: JoinMaker | None = None) -> BuiltLayer:
+        """Any part of the model, to be called with :meth:`call`."""
+        return self._built("", "", None, program, join)
+
+    def call(self, built: BuiltLayer, values: Values, items: int) -> Call:
+        """A part of the model with its arguments of a batch size."""
+        return self._call(built, values, {**self.captured.graph.symbols, BATCH: items})
+
     def _built(
-        self, twin: str, name: str, layer: Layer | None, program: StageProgram
+        self,
+        twin: str,
+        name: str,
+        layer: Layer | None,
+        program: StageProgram,
+        join: JoinMaker | None = None,
     ) -> BuiltLayer:
         return BuiltLayer(
             twin=twin,
             name=name,
             layer=layer,
             program=program,
-            module=build_stage(program, device=self.device, weight=self._weight),
+            module=build_stage(program, device=self.device, weight=self._weight, join=join),
             changes=changed_inputs(program),
         )
 
@@ -135,8 +148,7 @@ class LayerBench:
 
     def segment(self, program: StageProgram, values: Values, items: int) -> Call:
         """A run of layers as a rank would hold it, with its arguments."""
-        symbols = {**self.captured.graph.symbols, BATCH: items}
-        return self._call(self._built("", "", None, program), values, symbols)
+        return self.call(self.build(program), values, items)
 
     def _call(self, built: BuiltLayer, values: Values, symbols: Mapping[str, int]) -> Call:
         return Call(

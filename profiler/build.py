@@ -7,6 +7,7 @@ that holds the stage's weights and nothing else, and frees every value after its
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,22 @@ from torch import fx, nn
 
 from profiler.errors import InvalidInputError
 from profiler.operators import resolve_operator
-from profiler.program import Arg, Node, StageProgram, SubProgram, WeightPort
+from profiler.program import JOINS, Arg, Node, StageProgram, SubProgram, WeightPort
+
+JoinMaker = Callable[[Node], Callable[[torch.Tensor], torch.Tensor]]
+"""For a node that joins, what turns this rank's part into the whole."""
+
+
+class JoinModule(nn.Module):
+    """A join as part of a stage's module."""
+
+    def __init__(self, join: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self._join = join
+
+    def forward(self, part: torch.Tensor) -> torch.Tensor:
+        """The whole value."""
+        return self._join(part)
 
 
 def build_stage(
@@ -22,10 +38,12 @@ def build_stage(
     *,
     device: torch.device,
     weight: Callable[[WeightPort], torch.Tensor],
+    join: JoinMaker | None = None,
 ) -> fx.GraphModule:
     """A module that takes ``stage.inputs`` then ``stage.sizes`` and returns its outputs.
 
-    ``weight`` gives the tensor of each weight, already on ``device``.
+    ``weight`` gives the tensor of each weight, already on ``device``. ``join`` is needed for the
+    program of one rank of several that divide their stage.
 
     Raises:
         UnsupportedModelError: an operator is not installed here.
@@ -46,7 +64,8 @@ def build_stage(
         attribute = f"graph_{name}"
         root.add_module(attribute, _build_nested(nested, stage.graphs, device))
         values[f"graph:{name}"] = graph.get_attr(attribute)
-    _add_nodes(graph, stage.nodes, values, device)
+    joining = None if join is None else partial(_add_join, graph, root, join)
+    _add_nodes(graph, stage.nodes, values, device, joining)
     graph.output(tuple(values[name] for name in stage.outputs))
     return fx.GraphModule(root, graph)
 
@@ -70,10 +89,29 @@ def _mentions(node: Node, graph: str) -> bool:
     return any(isinstance(a, dict) and a.get("graph") == graph for a in node.args)
 
 
+def _add_join(
+    graph: fx.Graph, root: nn.Module, join: JoinMaker, node: Node, values: Mapping[str, Any]
+) -> fx.Node:
+    attribute = f"join_{node.args[1]}"
+    root.add_module(attribute, JoinModule(join(node)))
+    return graph.call_module(attribute, (values[node.args[0]["node"]],))
+
+
 def _add_nodes(
-    graph: fx.Graph, nodes: tuple[Node, ...], values: dict[str, Any], device: torch.device
+    graph: fx.Graph,
+    nodes: tuple[Node, ...],
+    values: dict[str, Any],
+    device: torch.device,
+    joining: Callable[[Node, Mapping[str, Any]], fx.Node] | None = None,
 ) -> None:
     for node in nodes:
+        if node.op in JOINS:
+            if joining is None:
+                raise InvalidInputError(
+                    f"{node.args[2]} must be joined with other ranks, and none are known here"
+                )
+            values[node.name] = joining(node, values)
+            continue
         values[node.name] = graph.call_function(
             resolve_operator(node.op),
             tuple(decode(a, values, device) for a in node.args),

@@ -18,7 +18,10 @@ from profiler.expressions import BATCH, rows_per_item, symbols_of
 from profiler.graph import Layer, ModelGraph, Tensor, Weight
 from profiler.layers import Group, Layering, find_layers
 from profiler.program import Node, StageProgram, WeightPort, rename
+from profiler.sharding.regions import Sharding, find_regions
+from profiler.sharding.slicing import only_sound
 from profiler.sources import LoadedModel
+from profiler.weights import cut
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +29,8 @@ class Captured:
     """A model as data, and what is needed to call it.
 
     ``graph`` takes every layer for itemwise until measuring has told (``profiler.itemwise``).
-    ``stored_as`` gives the name under which each weight's value is stored.
+    ``sharding`` is how its layers can be divided. ``stored_as`` gives the name under which each
+    weight's value is stored.
     """
 
     source: LoadedModel
@@ -34,6 +38,7 @@ class Captured:
     encoded: Encoded
     layering: Layering
     cutter: Cutter
+    sharding: Sharding
     graph: ModelGraph
     stored_as: Mapping[str, str]
 
@@ -45,10 +50,11 @@ class Captured:
     def weight(self, port: WeightPort) -> torch.Tensor:
         """The value of a weight, read from where it is stored; a copy, for stages may change it."""
         if port.constant:
-            return self.constants[port.weight].clone()
-        value = torch.empty(port.shape, dtype=getattr(torch, port.dtype))
+            return cut(self.constants[port.weight], port.shard).clone()
+        shape = port.shape if port.shard is None else port.shard.whole
+        value = torch.empty(shape, dtype=getattr(torch, port.dtype))
         self.source.weights.fill(self.stored_as[port.weight], value)
-        return value
+        return value if port.shard is None else cut(value, port.shard).clone()
 
     def flatten_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
         """The leaves of a call's arguments, in the program's order."""
@@ -74,13 +80,21 @@ def capture(model: LoadedModel) -> Captured:
     tied = _tied(model)
     names = {p.weight: tied.get(p.weight, (p.weight,)) for p in encoded.program.weights}
     graph = _graph(model, traced, encoded, layering, cutter, names)
+    sharding = find_regions(
+        encoded.program,
+        layering,
+        twins={layer.name: layer.twin for layer in graph.layers},
+        weight_names={weight: same[0] for weight, same in names.items()},
+    )
+    sharding = only_sound(sharding, cutter)
     return Captured(
         source=model,
         traced=traced,
         encoded=encoded,
         layering=layering,
         cutter=cutter,
-        graph=graph,
+        sharding=sharding,
+        graph=graph.model_copy(update={"regions": sharding.regions}),
         stored_as={weight: same[0] for weight, same in names.items()},
     )
 

@@ -111,12 +111,19 @@ class SlicedWeight(Record):
 
 
 class Join(Record):
-    """A tensor of which each rank computes only a part: terms to ``sum``, or a run of units along
-    ``dim`` to ``concat``. Every rank has the whole once it is joined."""
+    """A value of which each rank computes only a part: terms to ``sum``, or a run of units along
+    ``dim`` to ``concat``. Every rank has the whole once it is joined.
+
+    ``tensor`` is its name in the captured program. Most joined values are used inside one layer and
+    are none of the graph's tensors, so ``shape`` and ``dtype`` are those of the whole; where they
+    are left out, the graph's tensor of this name has them.
+    """
 
     tensor: str
     how: Literal["sum", "concat"]
     dim: int | None = None
+    shape: tuple[Size, ...] | None = None
+    dtype: str | None = None
 
 
 class SliceRegion(Record):
@@ -124,8 +131,8 @@ class SliceRegion(Record):
 
     The axis (``heads``, ``features``, ``vocabulary``, ``channels``, ``experts``) has ``units``
     indivisible units. A rank with u of them holds that part of ``weights``, does u / units of the
-    work on its sharded tensors, and all of it elsewhere. ``joins`` are done once a microbatch, when
-    the region ends. A layer is in at most one region; ``layers`` are in the model's order.
+    work on its sharded tensors, and all of it elsewhere. ``joins`` are done once a microbatch, in
+    this order. A layer is in at most one region; ``layers`` are in the model's order.
     ``divided`` is the part of the layers' operations that slicing divides. ``twin`` is equal for
     regions that cost the same.
     """
@@ -214,8 +221,12 @@ class ModelGraph(Record):
                 if weight.weight not in weights:
                     yield f"region {region.name!r} names an unknown weight {weight.weight!r}"
             for join in region.joins:
-                if join.tensor not in known:
+                if join.shape is None and join.tensor not in known:
                     yield f"region {region.name!r} joins an unknown tensor {join.tensor!r}"
+                if (join.shape is None) != (join.dtype is None) or (
+                    join.dtype is not None and join.dtype not in DTYPE_BYTES
+                ):
+                    yield f"region {region.name!r} joins {join.tensor!r} of an unknown dtype"
         written = {name for layer in self.layers for name in layer.writes}
         for tensor in self.tensors:
             if tensor.producer is not None and tensor.name not in written:
@@ -284,6 +295,13 @@ class ModelGraph(Record):
         """Bytes of the weights of these layers held together; tied weights count once."""
         names = {name for i in layers for name in self.layers[i].weights}
         return sum(self.weight[name].num_bytes for name in names)
+
+    def join_bytes(self, join: Join, items: int) -> int:
+        """Bytes of the whole that a join gives, for so many items."""
+        symbols = self.symbols_at(items)
+        if join.shape is None or join.dtype is None:
+            return self.tensor[join.tensor].num_bytes(symbols)
+        return prod(evaluate(s, symbols) for s in join.shape) * DTYPE_BYTES[join.dtype]
 
     def symbols_at(self, items: int) -> dict[str, int]:
         """The example symbols with ``batch`` set to ``items``."""

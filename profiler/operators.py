@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from profiler.errors import UnsupportedModelError
-from profiler.program import StageProgram
+from profiler.program import JOINS, StageProgram
 
 _NUMBER_FUNCTIONS: dict[str, Callable[..., Any]] = {
     f"{module.__name__.lstrip('_')}.{name}": getattr(module, name)
@@ -128,7 +128,9 @@ def changed_inputs(program: StageProgram) -> frozenset[str]:
             *(source.get(ref, frozenset()) for ref in node.references())
         )
         source[node.name] = reached
-        if not node.op.startswith("operator.") and written_arguments(resolve_operator(node.op)):
+        if node.op in JOINS or node.op.startswith("operator."):
+            continue
+        if written_arguments(resolve_operator(node.op)):
             changed |= reached
     return changed
 

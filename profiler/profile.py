@@ -7,13 +7,14 @@ distinct layer at several batch sizes. The planner needs nothing else.
 from __future__ import annotations
 
 from functools import cached_property
+from itertools import pairwise
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from profiler.cluster import Cluster
 from profiler.documents import Document, Record
-from profiler.graph import ModelGraph
+from profiler.graph import ModelGraph, SliceRegion
 
 PRELUDE = "(prelude)"
 """Twin name under which the work that every stage repeats is measured."""
@@ -62,6 +63,18 @@ class SegmentTiming(Record):
     spread: float = Field(ge=0)
 
 
+class SliceTiming(Record):
+    """A region of twin ``region`` at ``items`` items: ``whole_s`` for all of it, ``part_s`` for a
+    rank with ``units`` of its units, joins left out. ``spread`` is the larger of the two."""
+
+    region: str
+    items: int = Field(ge=1)
+    units: int = Field(ge=1)
+    whole_s: float = Field(ge=0)
+    part_s: float = Field(ge=0)
+    spread: float = Field(ge=0)
+
+
 class TwinCheck(Record):
     """A few layers on ``device`` took ``ratio`` times as long as where they were measured."""
 
@@ -76,8 +89,8 @@ class DeviceTimings(Record):
     ``baseline_bytes`` is the resident memory of a rank before it holds any weight. ``dispatch_s``
     is what running a stage once costs a rank beside its layers: taking inputs, handing on results.
     ``heap`` is by ascending ``items``. ``segments`` are the runs of layers by which the layers'
-    times were corrected. ``checks``: devices of other hosts that were given these figures and tried
-    by a spot check.
+    times were corrected. ``slices`` say what dividing regions saves. ``checks``: devices of other
+    hosts that were given these figures and tried by a spot check.
     """
 
     measured_on: str
@@ -88,6 +101,33 @@ class DeviceTimings(Record):
     heap: tuple[HeapMeasurement, ...] = ()
     layers: dict[str, tuple[Measurement, ...]]
     segments: tuple[SegmentTiming, ...] = ()
+    slices: tuple[SliceTiming, ...] = ()
+
+    def divided(self, region: SliceRegion, items: int) -> float:
+        """The part of a region's time that slicing divides: a rank with u of its units takes
+        ``1 - divided + divided * u / units`` of what the whole region takes.
+
+        Measured, between batch sizes in proportion; what operations say where nothing was measured.
+        """
+        rows = self._measured_parts(region)
+        if not rows:
+            return region.divided
+        for (low, first), (high, last) in pairwise(rows):
+            if low <= items <= high:
+                return first + (last - first) * (items - low) / (high - low)
+        return rows[0][1] if items < rows[0][0] else rows[-1][1]
+
+    def most_divided(self, region: SliceRegion) -> float:
+        """The most that :meth:`divided` says at any batch size."""
+        return max((part for _, part in self._measured_parts(region)), default=region.divided)
+
+    def _measured_parts(self, region: SliceRegion) -> list[tuple[int, float]]:
+        found = []
+        for row in self.slices:
+            if row.region == region.twin and row.whole_s > 0 and row.units < region.units:
+                saved = (1 - row.part_s / row.whole_s) * region.units / (region.units - row.units)
+                found.append((row.items, min(max(saved, 0.0), 1.0)))
+        return sorted(found)
 
     @model_validator(mode="after")
     def _ascending(self) -> DeviceTimings:

@@ -13,7 +13,7 @@ JSON lacks (one key each):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
@@ -24,6 +24,14 @@ from profiler.graph import DTYPE_BYTES
 
 Arg = Any
 """An encoded argument; see the module's first paragraph."""
+
+JOIN_SUM = "apportion.join_sum"
+JOIN_CONCAT = "apportion.join_concat"
+JOINS = frozenset({JOIN_SUM, JOIN_CONCAT})
+"""Operators that put together what several ranks have of a value (``profiler.sharding``).
+
+Their arguments: the rank's part, the join's number, the value's name; ``concat`` also the dim and
+the length of each rank's part in each of the runs that lie one after another along it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,13 +79,24 @@ class SubProgram:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """The part of a weight that a rank holds: ``runs`` (from, up to) of ``dim``, one after another.
+    ``whole`` is the weight's own shape."""
+
+    dim: int
+    runs: tuple[tuple[int, int], ...]
+    whole: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WeightPort:
     """A value that is a parameter, buffer or constant; ``weight`` is its qualified name.
 
     ``constant``: not part of the saved state (rotary frequencies, position tables), so its value
     travels with the program. ``trainable``: the model holds it as a parameter with gradient. No
     gradient is ever computed, but torch picks other kernels for such weights (a linear layer on
-    a transposed input is up to twice as fast), so stages hold it in the same way.
+    a transposed input is up to twice as fast), so stages hold it in the same way. ``shape`` is that
+    of the ``shard``, if the rank holds only part of the weight.
     """
 
     name: str
@@ -86,6 +105,7 @@ class WeightPort:
     dtype: str
     constant: bool
     trainable: bool = False
+    shard: Shard | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -131,7 +151,7 @@ class Program:
         """
         data = asdict(self)
         for port in data["weights"]:
-            del port["trainable"]
+            del port["trainable"], port["shard"]
         return digest(canonical_json(data))
 
 
@@ -161,13 +181,24 @@ class StageProgram:
         return StageProgram(
             inputs=tuple(data["inputs"]),
             sizes=tuple((name, size) for name, size in data["sizes"]),
-            weights=tuple(
-                WeightPort(**{**port, "shape": tuple(port["shape"])}) for port in data["weights"]
-            ),
+            weights=tuple(_port(port) for port in data["weights"]),
             nodes=tuple(_node(node) for node in data["nodes"]),
             outputs=tuple(data["outputs"]),
             graphs={name: _graph(graph) for name, graph in data["graphs"].items()},
         )
+
+
+def read_shard(data: Mapping[str, Any]) -> Shard | None:
+    """The shard of a weight port given as data; None where the rank holds the whole weight."""
+    shard = data.get("shard")
+    if shard is None:
+        return None
+    runs = tuple((start, stop) for start, stop in shard["runs"])
+    return Shard(dim=shard["dim"], runs=runs, whole=tuple(shard["whole"]))
+
+
+def _port(data: dict[str, Any]) -> WeightPort:
+    return WeightPort(**{**data, "shape": tuple(data["shape"]), "shard": read_shard(data)})
 
 
 def _node(data: dict[str, Any]) -> Node:

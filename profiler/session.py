@@ -36,6 +36,7 @@ from profiler.measure import UNSTABLE_SPREAD, Effort, Load, Progress, measure_la
 from profiler.profile import Conditions, DeviceTimings, HeapMeasurement, Measurement, Profile
 from profiler.residency import measure_residency
 from profiler.segments import corrected, corrections, dispatch_s, measure_segments
+from profiler.slicetimes import measure_slices
 from profiler.sources import load_model
 from profiler.threads import computing_with
 
@@ -204,6 +205,15 @@ def measure_groups(
                     progress=progress,
                 )
             )
+            slices = tuple(
+                measure_slices(
+                    bench,
+                    batch_sizes=observed.batch_sizes,
+                    effort=effort,
+                    free_bytes=device.usable_bytes,
+                    progress=progress,
+                )
+            )
         rows = corrected(rows, corrections(segments))
         heap: tuple[HeapMeasurement, ...] = ()
         if device.kind == "cpu":
@@ -222,6 +232,7 @@ def measure_groups(
                 heap=heap,
                 layers=rows,
                 segments=segments,
+                slices=slices,
             )
         )
     return tuple(timings)

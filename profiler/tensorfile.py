@@ -122,6 +122,50 @@ def read_into(stored: StoredTensor, target: torch.Tensor) -> None:
         raise InvalidInputError(f"cannot read {stored.file}: {error}") from error
 
 
+def read_run(stored: StoredTensor, target: torch.Tensor, *, dim: int, start: int) -> None:
+    """Fill ``target`` with the places of ``dim`` from ``start`` on, and read no others.
+
+    Raises:
+        InvalidInputError: the file is gone or ends too early.
+    """
+    if not target.numel():
+        return
+    before, behind = prod(stored.shape[:dim]), prod(stored.shape[dim + 1 :])
+    length, item = target.shape[dim], stored.dtype.itemsize
+    # Rows of what is wanted, each in one piece in the file.
+    rows_at_once = max(1, CHUNK_BYTES // max(1, length * behind * item))
+    try:
+        with stored.file.open("rb", buffering=0) as stream:
+            for first in range(0, before, rows_at_once):
+                count = min(rows_at_once, before - first)
+                buffer = torch.empty((count, length * behind), dtype=stored.dtype)
+                for row in range(count):
+                    place = ((first + row) * stored.shape[dim] + start) * behind * item
+                    stream.seek(stored.start + place)
+                    _read(stream, buffer[row])
+                _put(target, buffer, first, dim)
+    except OSError as error:
+        raise InvalidInputError(f"cannot read {stored.file}: {error}") from error
+
+
+def _put(target: torch.Tensor, rows: torch.Tensor, first: int, dim: int) -> None:
+    """Copy rows (over the dims before ``dim``, flat) to their places in a tensor of any strides."""
+    lead, shape = target.shape[:dim], target.shape[dim:]
+    if len(rows) == prod(lead):
+        target.copy_(rows.reshape(target.shape))
+        return
+    if dim == 1:
+        target[first : first + len(rows)].copy_(rows.reshape(len(rows), *shape))
+        return
+    for row, value in enumerate(rows):
+        place: list[int] = []
+        left = first + row
+        for size in reversed(lead):
+            place.insert(0, left % size)
+            left //= size
+        target[tuple(place)].copy_(value.reshape(shape))
+
+
 def _plain(target: torch.Tensor) -> bool:
     return target.device.type == "cpu" and target.is_contiguous()
 

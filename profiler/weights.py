@@ -18,11 +18,22 @@ import torch
 from safetensors.torch import save_file
 
 from profiler.errors import InvalidInputError
-from profiler.tensorfile import StoredTensor, read_into, stored_tensors
+from profiler.program import Shard
+from profiler.tensorfile import StoredTensor, read_into, read_run, stored_tensors
 
 Recipe = dict[str, Any]
 """``{"file", "key"}``, or ``{"op": "stack" | "concat" | "transpose" | "chunk", "parts": [...]}``
 with ``dim`` (``dims`` for transpose; ``chunks`` and ``index`` for chunk)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Places ``start`` to ``stop`` of ``dim``, which is ``size`` long in the whole tensor."""
+
+    dim: int
+    start: int
+    stop: int
+    size: int
 
 
 class WeightSource(Protocol):
@@ -98,6 +109,80 @@ class SafetensorsWeights:
         return {name: self.stored[name] for name in names}
 
 
+def cut(whole: torch.Tensor, shard: Shard | None) -> torch.Tensor:
+    """The shard of a tensor (a view where it is one run); without a shard the tensor itself."""
+    if shard is None:
+        return whole
+    runs = [whole.narrow(shard.dim, start, stop - start) for start, stop in shard.runs]
+    return runs[0] if len(runs) == 1 else torch.cat(runs, dim=shard.dim)
+
+
+def fill_shard(target: torch.Tensor, recipe: Recipe, shard: Shard | None, *, name: str) -> None:
+    """Carry out a recipe into ``target``, which holds only the ``shard`` of the weight.
+
+    Only what belongs to the shard is read, but for parts that a recipe splits.
+
+    Raises:
+        InvalidInputError: a stored tensor is missing, damaged or of another shape.
+    """
+    if shard is None:
+        fill(target, recipe, name=name)
+        return
+    at, size = 0, shard.whole[shard.dim]
+    for start, stop in shard.runs:
+        part = target.narrow(shard.dim, at, stop - start)
+        _fill_run(part, recipe, Run(shard.dim, start, stop, size), name)
+        at += stop - start
+
+
+def _fill_run(target: torch.Tensor, recipe: Recipe, run: Run, name: str) -> None:
+    """Fill ``target`` with a run of what the recipe makes."""
+    parts = recipe.get("parts", ())
+    op, dim = recipe.get("op"), recipe.get("dim", 0)
+    if op is None:
+        stored = _stored(Path(recipe["file"]), recipe["key"], name)
+        shape = [*target.shape[: run.dim], run.size, *target.shape[run.dim + 1 :]]
+        _require_shape(stored, shape, Path(recipe["file"]), recipe["key"], name)
+        with torch.no_grad():
+            read_run(stored, target, dim=run.dim, start=run.start)
+    elif op == "stack" and dim == run.dim:
+        _require_covered(len(parts), run.size, name)
+        for index in range(run.start, run.stop):
+            fill(target.select(dim, index - run.start), parts[index], name=name)
+    elif op == "stack":
+        _require_covered(len(parts), target.shape[dim], name)
+        inner = Run(run.dim - (run.dim > dim), run.start, run.stop, run.size)
+        for index, part in enumerate(parts):
+            _fill_run(target.select(dim, index), part, inner, name)
+    elif op == "concat" and dim == run.dim:
+        lengths = [_stored_length(part, dim, name) or run.size // len(parts) for part in parts]
+        _require_covered(sum(lengths), run.size, name)
+        first = 0
+        for part, length in zip(parts, lengths, strict=True):
+            low, high = max(run.start, first), min(run.stop, first + length)
+            if low < high:
+                piece = Run(dim, low - first, high - first, length)
+                _fill_run(target.narrow(dim, low - run.start, high - low), part, piece, name)
+            first += length
+    elif op == "concat":
+        equal = target.shape[dim] // len(parts)
+        first = 0
+        for part in parts:
+            length = _stored_length(part, dim, name) or equal
+            _fill_run(target.narrow(dim, first, length), part, run, name)
+            first += length
+    elif op == "transpose":
+        a, b = (d % target.ndim for d in recipe["dims"])
+        other = {a: b, b: a}.get(run.dim, run.dim)
+        inner = Run(other, run.start, run.stop, run.size)
+        _fill_run(target.transpose(a, b), parts[0], inner, name)
+    else:
+        shape = [*target.shape[: run.dim], run.size, *target.shape[run.dim + 1 :]]
+        whole = torch.empty(shape, dtype=target.dtype)
+        fill(whole, recipe, name=name)
+        target.copy_(whole.narrow(run.dim, run.start, run.stop - run.start))
+
+
 def fill(target: torch.Tensor, recipe: Recipe, *, name: str) -> None:
     """Carry out a recipe into ``target`` (any device; a view is fine).
 
@@ -134,13 +219,19 @@ def fill(target: torch.Tensor, recipe: Recipe, *, name: str) -> None:
 
 def _fill_stored(target: torch.Tensor, file: Path, key: str, name: str) -> None:
     stored = _stored(file, key, name)
-    if stored.shape != tuple(target.shape):
-        raise InvalidInputError(
-            f"weight {name}: {file.name} holds {key!r} of shape {list(stored.shape)}, the model "
-            f"needs {list(target.shape)}"
-        )
+    _require_shape(stored, target.shape, file, key, name)
     with torch.no_grad():
         read_into(stored, target)
+
+
+def _require_shape(
+    stored: StoredTensor, shape: Iterable[int], file: Path, key: str, name: str
+) -> None:
+    if stored.shape != tuple(shape):
+        raise InvalidInputError(
+            f"weight {name}: {file.name} holds {key!r} of shape {list(stored.shape)}, the model "
+            f"needs {list(shape)}"
+        )
 
 
 def _stored(file: Path, key: str, name: str) -> StoredTensor:

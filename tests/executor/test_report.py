@@ -30,7 +30,7 @@ from tests.support import loops, running
 from tests.support.captures import captured
 from tests.support.small_plans import CHAIN, two_stages
 
-KEYS = ("busy_s", "computed_s", "sent_s", "dispatched_s", "waited_s", "held_s")
+KEYS = ("busy_s", "computed_s", "joined_s", "sent_s", "dispatched_s", "waited_s", "held_s")
 
 
 def told(pieces: Sequence[tuple[int, float]], **others: float) -> dict[str, Any]:

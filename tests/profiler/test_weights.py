@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from profiler.errors import InvalidInputError
+from profiler.program import Shard
 from profiler.tensorfile import CHUNK_BYTES, read_into, stored_tensors
-from profiler.weights import MemoryWeights, SafetensorsWeights, fill
+from profiler.weights import MemoryWeights, Recipe, SafetensorsWeights, cut, fill, fill_shard
 
 DTYPES = (
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32,
@@ -251,3 +252,60 @@ def test_a_file_written_anew_is_read_anew(stored: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match=r"there is no file .*gone\.safetensors"):
         fill(torch.empty(1), part(tmp_path / "gone.safetensors", "t"), name="w")
+
+
+def shard_of(dim: int, *runs: tuple[int, int], shape: tuple[int, ...]) -> Shard:
+    return Shard(dim=dim, runs=runs, whole=shape)
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2])
+@pytest.mark.parametrize("recipe", ["stored", "stack", "concat", "transpose", "chunk"])
+def test_a_shard_holds_what_cutting_the_whole_would_give(
+    tmp_path: Path, recipe: str, dim: int
+) -> None:
+    file = tmp_path / "w.safetensors"
+    stored = {f"p{i}": torch.randn(4, 6) for i in range(2)}
+    stored |= {"wide": torch.randn(2, 4, 6), "long": torch.randn(4, 4, 6)}
+    stored |= {"turned": torch.randn(2, 6, 4), "a": torch.randn(1, 4, 6), "b": torch.randn(1, 4, 6)}
+    save_file(stored, file)
+
+    def at(key: str) -> Recipe:
+        return {"file": str(file), "key": key}
+
+    made: Recipe = {
+        "stored": at("wide"),
+        "stack": {"op": "stack", "dim": 0, "parts": [at("p0"), at("p1")]},
+        "concat": {"op": "concat", "dim": 0, "parts": [at("a"), at("b")]},
+        "transpose": {"op": "transpose", "dims": [1, 2], "parts": [at("turned")]},
+        "chunk": {"op": "chunk", "dim": 0, "chunks": 2, "index": 1, "parts": [at("long")]},
+    }[recipe]
+    whole = torch.empty(2, 4, 6)
+    fill(whole, made, name="w")
+    runs = {0: [(1, 2)], 1: [(0, 1), (2, 3)], 2: [(1, 3), (4, 6)]}[dim]
+    shard = shard_of(dim, *runs, shape=(2, 4, 6))
+    expected = cut(whole, shard)
+    found = torch.full_like(expected, float("nan"))
+    fill_shard(found, made, shard, name="w")
+    assert torch.equal(found, expected)
+
+
+def test_a_shard_of_concatenated_parts_reads_each_part_where_it_is_met(tmp_path: Path) -> None:
+    file = tmp_path / "w.safetensors"
+    save_file({"gate": torch.randn(5, 3), "up": torch.randn(5, 3)}, file)
+    parts = [{"file": str(file), "key": key} for key in ("gate", "up")]
+    recipe: Recipe = {"op": "concat", "dim": 0, "parts": parts}
+    whole = torch.empty(10, 3)
+    fill(whole, recipe, name="w")
+    for runs in (((1, 3), (6, 8)), ((3, 7),)):
+        shard = shard_of(0, *runs, shape=(10, 3))
+        found = torch.empty(sum(b - a for a, b in runs), 3)
+        fill_shard(found, recipe, shard, name="w")
+        assert torch.equal(found, cut(whole, shard))
+
+
+def test_a_shard_of_a_tensor_of_another_shape_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "w.safetensors"
+    save_file({"w": torch.randn(4, 6)}, file)
+    shard = shard_of(0, (0, 2), shape=(5, 6))
+    with pytest.raises(InvalidInputError, match=r"shape \[4, 6\], the model needs \[5, 6\]"):
+        fill_shard(torch.empty(2, 6), {"file": str(file), "key": "w"}, shard, name="w")

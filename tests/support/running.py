@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from executor.schedule import split_items
 from executor.session import Session
 from executor.verification import tolerance
 from planner.inputs import Sources
@@ -75,6 +76,21 @@ def runs(layers: Sequence[int], num: int) -> list[list[int]]:
     return [list(layers[a:b]) for a, b in zip([0, *ends], ends, strict=False)]
 
 
+def sliced(
+    profile: Profile, layers: Sequence[int], *devices: int, ratio: Sequence[int] = ()
+) -> Part:
+    """A stage whose devices divide all its regions that have a unit for each, in about a ratio."""
+    ratio = tuple(ratio) or (1,) * len(devices)
+    here = {profile.model.layers[i].name for i in layers}
+    slices = {
+        region.name: tuple(1 + n for n in split_items(region.units - len(ratio), ratio))
+        for region in profile.model.regions
+        if here.issuperset(region.layers) and region.units >= len(ratio)
+    }
+    assert slices, "the stage has no region to divide"
+    return Part(layers=layers, devices=[DEVICES[i] for i in devices], slices=slices)
+
+
 def request(*, batch_size: int, microbatch_size: int) -> PlanRequest:
     """What plans by hand are made for."""
     return PlanRequest(batch_size=batch_size, microbatch_size=microbatch_size)
@@ -116,6 +132,50 @@ def mixed(profile: Profile, *, batch_size: int = 8, microbatch_size: int = 4) ->
     elif len(b) > 1:
         parts = [stage(profile, a, 1), stage(profile, b[:-1], 0, 2, shares=(3, 1))]
         parts.append(stage(profile, b[-1:], 3))
+    return make_plan(
+        profile,
+        parts,
+        request=request(batch_size=batch_size, microbatch_size=microbatch_size),
+        routing="direct",
+    )
+
+
+def tensor(
+    profile: Profile,
+    *,
+    ratio: Sequence[int] = (1, 1),
+    batch_size: int = 8,
+    microbatch_size: int = 3,
+) -> Plan:
+    """All layers on as many devices as ``ratio`` says; those that compare items on a fourth."""
+    first, last = comparing(profile), len(profile.model.layers)
+    parts = [sliced(profile, range(first), *range(len(ratio)), ratio=ratio)]
+    if first < last:
+        parts.append(stage(profile, range(first, last), 3))
+    return make_plan(
+        profile, parts, request=request(batch_size=batch_size, microbatch_size=microbatch_size)
+    )
+
+
+def tensor_three(profile: Profile) -> Plan:
+    """Three devices divide all layers that have enough units."""
+    return tensor(profile, ratio=(1, 1, 1))
+
+
+def tensor_uneven(profile: Profile) -> Plan:
+    """Two devices divide all layers, five to three."""
+    return tensor(profile, ratio=(5, 3))
+
+
+def tensor_mixed(profile: Profile, *, batch_size: int = 8, microbatch_size: int = 4) -> Plan:
+    """A stage divided by tensor, one by batch where a device is left, in a pipeline."""
+    first, last = comparing(profile), len(profile.model.layers)
+    a, b = runs(range(first), 2)
+    parts = [sliced(profile, a, 1, 0, ratio=(5, 3))]
+    if first < last:
+        parts += [stage(profile, b, 2), stage(profile, range(first, last), 3)]
+    else:
+        parts.append(stage(profile, b, 2, 3, shares=(3, 1)))
     return make_plan(
         profile,
         parts,
