@@ -40,15 +40,13 @@ def find_slicings(
         if twin not in saves:
             saves[twin] = _saves_time(figures, x, devices)
     worth = tuple(x for x in by_speed if saves[problem.graph.regions[x.region].twin])
-    if all(_has_room(figures, device) for device in devices):
+    if all(_has_room(figures, d, r, x) for r, d in enumerate(devices) for x in ((), by_speed)):
         return [worth] if worth else []
     fitting = tuple(_as_far_as_fits(problem, figures, devices, by_speed))
     return [slicing for slicing in dict.fromkeys((by_speed, worth, fitting)) if slicing]
 
 
-def slicing_by_speed(
-    problem: PlanningProblem, figures: Figures, devices: Sequence[str]
-) -> Slicing:
+def slicing_by_speed(problem: PlanningProblem, figures: Figures, devices: Sequence[str]) -> Slicing:
     """Every region that can be divided, so that the slowest rank takes least."""
     return tuple(_by_speed(problem, figures, devices, [1.0] * len(devices)))
 
@@ -138,9 +136,9 @@ def _as_far_as_fits(
         yield from _by_speed(problem, figures, devices, most)
 
 
-def _has_room(figures: Figures, device: str) -> bool:
-    """Whether a device could hold all of the model."""
-    memory = _whole_model(figures, device, 0, ())
+def _has_room(figures: Figures, device: str, rank: int, slices: Slicing) -> bool:
+    """Whether a device could hold its part of the whole model, all of it without ``slices``."""
+    memory = _whole_model(figures, device, rank, slices)
     return memory.total_bytes <= memory.capacity_bytes
 
 
