@@ -15,7 +15,7 @@ from planner.problem import PlanningProblem
 from planner.request import Split
 from planner.rules import memory_shortfall
 from planner.slices import slices_within
-from planner.slicings import find_slicings
+from planner.slicings import find_slicings, slicing_by_speed
 from planner.solvers.base import Assignment, StageAssignment
 
 MAX_STAGES = 64
@@ -136,7 +136,8 @@ def _by_tensor(
             return "the request allows none"
     whole = replace(stage, shares=(problem.microbatch,) * len(stage.devices))
     ways = [stage] if stage.split == "tensor" else []
-    for slicing in find_slicings(problem, cost.figures, stage.devices):
+    by_speed = slicing_by_speed(problem, cost.figures, stage.devices)
+    for slicing in (by_speed, *find_slicings(problem, cost.figures, stage.devices)):
         slices = slices_within(problem, slicing, stage.layers)
         if slices:
             ways.append(replace(whole, slices=slices))

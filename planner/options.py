@@ -68,8 +68,11 @@ class OptionSet:
     def describe(self, problem: PlanningProblem) -> str:
         """The part of the search space that the options stand for."""
         groups = [o for o in self.options if o.is_group]
+        nothing = ""
+        if problem.tensor_splits and not any(o.is_tensor for o in groups):
+            nothing = f" (slices over up to {self.largest_group} devices save no time)"
         if not groups:
-            return "each on one device"
+            return f"each on one device{nothing}"
         size = f"up to {self.largest_group} devices"
         if self.limited:
             size += f", or all {len(problem.devices)}"
@@ -83,7 +86,8 @@ class OptionSet:
             ways = "by batch"
         else:
             limits += f", {slicings}"
-        return f"each on one device or split {ways} over {size} ({number} groups, {limits} in each)"
+        limits = f"({number} groups, {limits} in each)"
+        return f"each on one device or split {ways} over {size} {limits}{nothing}"
 
 
 def find_options(

@@ -15,7 +15,7 @@ from planner.flows import Routing
 from planner.problem import PlanningProblem
 from planner.request import Split
 from planner.slices import Slicing
-from planner.slicings import MAX_WIDTH, even_slicing, find_slicings
+from planner.slicings import MAX_WIDTH, even_slicing, slicing_by_speed
 from planner.solvers.base import Assignment, PipelineAssignment, StageAssignment
 from profiler.units import format_bytes
 
@@ -230,8 +230,8 @@ def _sliced(problem: PlanningProblem, cost: CostModel) -> Iterator[RuleOutcome]:
         why_not = f"{problem.graph.layers[min(waits)].name} must be on one device"
     slicings: dict[str, Slicing] = {"slices of all layers, even": (), SLICES_BY_SPEED: ()}
     if not why_not:
-        by_speed = find_slicings(problem, cost.figures, devices)
-        slicings = dict(zip(slicings, (even_slicing(problem, width), *by_speed[:1]), strict=False))
+        by_speed = slicing_by_speed(problem, cost.figures, devices)
+        slicings = dict(zip(slicings, (even_slicing(problem, width), by_speed), strict=True))
     for name, slicing in slicings.items():
         if not slicing:
             few = f"no region has a unit for each of {width} devices"

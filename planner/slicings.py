@@ -1,7 +1,8 @@
 """Ways for a group of devices to divide the regions of a model among them.
 
-At most ``MAX_SLICINGS`` are offered: every region, by speed; by speed only where that saves time;
-by speed, as far as the memory for the whole model allows. Regions of one twin are divided alike.
+At most ``MAX_SLICINGS`` are offered: by speed only where that saves time; and, unless each device
+has room for the whole model, every region, by speed, and by speed as far as the memory for the
+whole model allows. Regions of one twin are divided alike.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def find_slicings(
     problem: PlanningProblem, figures: Figures, devices: Sequence[str]
 ) -> list[Slicing]:
     """Different ways for ranks on these devices, in this order; none has a rank without a unit."""
-    by_speed = tuple(_by_speed(problem, figures, devices, [1.0] * len(devices)))
+    by_speed = slicing_by_speed(problem, figures, devices)
     if not by_speed:
         return []
     saves: dict[str, bool] = {}
@@ -39,8 +40,17 @@ def find_slicings(
         if twin not in saves:
             saves[twin] = _saves_time(figures, x, devices)
     worth = tuple(x for x in by_speed if saves[problem.graph.regions[x.region].twin])
+    if all(_has_room(figures, device) for device in devices):
+        return [worth] if worth else []
     fitting = tuple(_as_far_as_fits(problem, figures, devices, by_speed))
     return [slicing for slicing in dict.fromkeys((by_speed, worth, fitting)) if slicing]
+
+
+def slicing_by_speed(
+    problem: PlanningProblem, figures: Figures, devices: Sequence[str]
+) -> Slicing:
+    """Every region that can be divided, so that the slowest rank takes least."""
+    return tuple(_by_speed(problem, figures, devices, [1.0] * len(devices)))
 
 
 def even_slicing(problem: PlanningProblem, width: int) -> Slicing:
@@ -126,6 +136,12 @@ def _as_far_as_fits(
         most.append(min(1.0, max(0.0, (taken + room) / full)) if full else 1.0)
     if short:
         yield from _by_speed(problem, figures, devices, most)
+
+
+def _has_room(figures: Figures, device: str) -> bool:
+    """Whether a device could hold all of the model."""
+    memory = _whole_model(figures, device, 0, ())
+    return memory.total_bytes <= memory.capacity_bytes
 
 
 def _whole_model(figures: Figures, device: str, rank: int, slices: Slicing) -> RankMemory:

@@ -98,8 +98,18 @@ class _Builder:
         wire_in = np.zeros((num, num, inputs, cuts))
         wire_out = np.zeros((num, num, outputs, cuts))
         separate = np.ones((num, num), dtype=np.bool_)
+        # How regions are divided makes no difference between stages.
+        like = [(option.members, option.whole_batch, option.is_tensor) for option in options]
+        known: dict[object, tuple[int, int]] = {}
         for a, sender in enumerate(options):
             for n, receiver in enumerate(options):
+                same = known.setdefault((like[a], like[n]), (a, n))
+                if same != (a, n):
+                    for array in (duration, wire_in, wire_out, separate):
+                        array[a, n] = array[same]
+                    if self.serial:
+                        receive[a, n], send[a, n] = receive[same], send[same]
+                    continue
                 whole = sender.whole_batch and receiver.whole_batch
                 separate[a, n] = not whole
                 if not self._both_exist(sender, receiver):

@@ -161,8 +161,18 @@ def test_slices_keep_within_memory_where_speed_alone_does_not() -> None:
     assert not CostModel(problem).evaluate(whole_model(DEVICES, (3, 1))).fits
 
 
+def test_slices_that_save_no_time_are_offered_for_memory_only() -> None:
+    # A sum takes 1.5 s, slicing l1 saves 0.5 s.
+    roomy = problem_of(world())
+    assert find_slicings(roomy, CostModel(roomy).figures, DEVICES) == []
+    tight = problem_of(world(memory=(GIB, 4000)))
+    found = find_slicings(tight, CostModel(tight).figures, DEVICES)
+    assert found[0] == (RegionUnits(0, (2, 2)),)
+
+
 def test_regions_with_fewer_units_than_ranks_are_not_offered() -> None:
-    problem = problem_of(world(speeds=(1.0, 1.0, 1.0), units=2))
+    quick = {"latency_s": 0.0, "bytes_per_s": 1e9}
+    problem = problem_of(world(speeds=(1.0, 1.0, 1.0), units=2, **quick))  # type: ignore[arg-type]
     found = find_options(problem, CostModel(problem).figures)
     assert {len(o.members) for o in found.options if o.is_tensor} == {2}
 
