@@ -46,9 +46,7 @@ def find_slicings(
     return [slicing for slicing in dict.fromkeys((by_speed, worth, fitting)) if slicing]
 
 
-def slicing_by_speed(
-    problem: PlanningProblem, figures: Figures, devices: Sequence[str]
-) -> Slicing:
+def slicing_by_speed(problem: PlanningProblem, figures: Figures, devices: Sequence[str]) -> Slicing:
     """Every region that can be divided, so that the slowest rank takes least."""
     return tuple(_by_speed(problem, figures, devices, [1.0] * len(devices)))
 
