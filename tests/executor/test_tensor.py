@@ -9,17 +9,19 @@ import time
 import psutil
 import pytest
 
+import planner
 from executor.rehearsal import rehearse
 from executor.running import RunOptions
 from executor.verification import verify
 from planner.planfile import Plan
+from planner.request import Split
 from profiler.errors import InvalidInputError, RankFailedError
 from profiler.profile import Profile
 from profiler.sources import Example
 from tests.executor.test_equality import check, profile_of
 from tests.executor.test_faults import ranks_of, run_long
 from tests.support import running
-from tests.support.captures import captured
+from tests.support.captures import captured, undivided
 from tests.support.cutting import resized
 from tests.support.plans import edit, resigned
 
@@ -148,3 +150,20 @@ def test_the_root_sends_shards_of_weights_that_no_file_has() -> None:
     assert found[0][1] is not None
     assert found[0][1].runs == ((0, 2),)
     assert found[1][1] is None
+
+
+def test_what_the_planner_divides_runs() -> None:
+    profile, made = profile_of("bert"), captured("bert")
+    plan = planner.plan(
+        profile, batch_size=4, microbatch_size=4, splits=(Split.TENSOR,), objective="latency"
+    )
+    (stage,) = plan.spec.pipelines[0].stages
+    assert stage.split == "tensor"
+    heads = [s.units for s in stage.slices if s.region.endswith("attention")]
+    assert heads == [heads[0]] * 3
+    args, kwargs = resized(made, 4)
+    with running.session(plan, made, profile) as session:
+        found = session.run(Example(args=args, kwargs=kwargs))
+    assert made.source.module is not None
+    expected = undivided(made.source.module, args, kwargs)
+    assert running.difference(expected, found.outputs)[0] <= 1
