@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from planner.aggregation import answer_names
 from planner.layout import Layout, StageView
 from planner.planfile import INPUT, OUTPUT, RankMemory, Transfer
 from planner.prices import Prices
-from planner.request import PlanRequest
+from planner.request import Destination, PlanRequest
 from profiler.allocator import MAPPED_BYTES
 from profiler.profile import PRELUDE
 
@@ -50,7 +51,7 @@ class Ledgers:
         # Pieces that come from, or go to, another device; a tensor once, however many it goes to.
         on_root = stage.devices[position] == self._layout.root
         cut = {
-            name: self._prices.graph.tensor[name].batch_dim is not None
+            name: self._prices.graph.tensor[name].in_parts
             for name in {x.tensor for x in self._sent[stage.place]}
         }
         incoming = {
@@ -89,11 +90,10 @@ class Ledgers:
     ) -> RankMemory:
         device = self._layout.device_of[rank]
         graph = self._prices.graph
+        held = self._answers_at(rank)
         if rank == ROOT_RANK:
-            buffers_bytes += sum(
-                self._prices.size(name, self._layout.batch_size)
-                for name in {*graph.inputs, *graph.outputs}
-            )
+            held |= set(graph.inputs)
+        buffers_bytes += sum(self._prices.size(name, self._layout.batch_size) for name in held)
         reserve = self._request.reserve_bytes
         free = self._prices.cluster.device[device].usable_bytes
         return RankMemory(
@@ -106,6 +106,16 @@ class Ledgers:
             else reserve,
             capacity_bytes=min(free, self._request.max_bytes.get(device, free)),
         )
+
+    def _answers_at(self, rank: int) -> set[str]:
+        """Outputs of which a rank may hold a whole batch."""
+        graph = self._prices.graph
+        match self._request.destination:
+            case Destination.ALL if rank != ROOT_RANK:
+                return set(answer_names(graph, self._request))
+            case Destination.SCATTERED:
+                return set(graph.outputs)
+        return set(graph.outputs) if rank == ROOT_RANK else set()
 
     def _peak_activations(self, stage: StageView, position: int) -> int:
         device, items = stage.devices[position], stage.shares[position]

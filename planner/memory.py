@@ -69,11 +69,11 @@ def empty_root_memory(figures: Figures) -> RankMemory:
 
 
 def root_bytes(figures: Figures, device: str) -> int:
-    """One batch of inputs and outputs, if ``device`` is the root; else nothing."""
+    """One batch of inputs and outputs, if ``device`` is the root; and of what it keeps of them."""
     problem = figures.problem
-    if device != problem.cluster.root:
-        return 0
-    ends = dict.fromkeys((*problem.graph.inputs, *problem.graph.outputs))
+    ends = dict.fromkeys(problem.keeps(device))
+    if device == problem.cluster.root:
+        ends.update(dict.fromkeys((*problem.graph.inputs, *problem.graph.outputs)))
     return _total(figures, ends, problem.batch)
 
 

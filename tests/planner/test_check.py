@@ -455,5 +455,5 @@ def test_every_rule_has_a_test_here() -> None:
     tested = {code for code, _, _ in STRUCTURE + TRANSFERS}
     tested |= {"pin", "forbid", "keep-together", "max-stages", "request-layers", "memory"}
     tested |= {"estimate", "objective", "bound", "status", "certificate", "idle", "edited"}
-    tested |= {"extrapolated", "static-batch", "state", "aggregation", "baseline"}
+    tested |= {"extrapolated", "static-batch", "state", "aggregation", "answer", "baseline"}
     assert tested == set(RULES)
