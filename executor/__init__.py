@@ -11,15 +11,25 @@ if TYPE_CHECKING:
     from executor.rehearsal import rehearse
     from executor.report import RunReport
     from executor.running import RunOptions, run
-    from executor.session import RunResult, Session
+    from executor.session import RunResult, Scattered, Session
     from executor.verification import verify
 
-__all__ = ["RunOptions", "RunReport", "RunResult", "Session", "rehearse", "run", "verify"]
+__all__ = [
+    "RunOptions",
+    "RunReport",
+    "RunResult",
+    "Scattered",
+    "Session",
+    "rehearse",
+    "run",
+    "verify",
+]
 
 _HOMES = {
     "RunOptions": "executor.running",
     "RunReport": "executor.report",
     "RunResult": "executor.session",
+    "Scattered": "executor.session",
     "Session": "executor.session",
     "rehearse": "executor.rehearsal",
     "run": "executor.running",

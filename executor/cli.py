@@ -65,17 +65,25 @@ def run(  # noqa: PLR0913  (one parameter a flag)
         _run_as_rank(plan, inputs, outputs, report, model, timeout, environment)
         return
     _require_outputs(outputs, report)
+    from executor.delivery import rank_file
     from executor.inputs import read_tensors
-    from executor.outputs import answer_tensors, write_tensors
+    from executor.outputs import answer_tensors, write_index, write_tensors
     from executor.running import RunOptions, load_plan, open_session
+    from executor.session import Scattered
 
     given = read_tensors(_needed(inputs))
     loaded, path = load_plan(plan)
     options = RunOptions(timeout_s=timeout)
     with open_session(loaded, path, model, inputs=given, options=options) as session:
         result = session.run(given)
-        if outputs is not None:
-            write_tensors(outputs, answer_tensors(session.captured, result.outputs))
+        if outputs is not None and isinstance(result.outputs, Scattered):
+            parts = result.outputs.parts
+            for part in parts:
+                write_tensors(rank_file(outputs, part.rank), part.tensors)
+            held = [(part.rank, part.device, part.items) for part in parts]
+            write_index(outputs, num_items=result.outputs.num_items, parts=held)
+        elif outputs is not None:
+            write_tensors(outputs, answer_tensors(result.outputs))
     _finish(result.report, loaded, report, form)
 
 
@@ -100,18 +108,25 @@ def _run_as_rank(  # noqa: PLR0913  (what the command was given)
     require_world(loaded, environment)
     world = World(loaded, environment, timeout_s=timeout)
     if environment.rank != 0:
-        world.follow()
+        world.follow(outputs)
         return
     # Only rank 0 captures the model: the others stay without what that loads.
     from executor.bundle import write_bundle
     from executor.inputs import prepare_inputs, read_tensors
-    from executor.outputs import answer_leaves, answer_tensors, write_tensors
+    from executor.outputs import (
+        answer_tensors,
+        make_answer,
+        named_tensors,
+        write_index,
+        write_tensors,
+    )
     from executor.preflight import preflight
     from executor.report import make_report
     from executor.running import model_of
     from executor.schedule import Schedule
-    from executor.session import rank_threads
+    from executor.session import kept_items, rank_threads
     from planner.inputs import find_sources
+    from planner.request import Destination
 
     try:
         _require_outputs(outputs, report)
@@ -129,10 +144,18 @@ def _run_as_rank(  # noqa: PLR0913  (what the command was given)
     def write(directory: Path) -> None:
         write_bundle(directory, plan=loaded, captured=captured, threads=threads, shared_disk=False)
 
-    gathered, started, ran = world.lead(write, prepared)
-    answer = captured.unflatten_outputs(answer_leaves(captured, gathered, prepared))
-    if outputs is not None:
-        write_tensors(outputs, answer_tensors(captured, answer))
+    wanted = loaded.spec.aggregation
+    names = named_tensors(captured, wanted)
+    here = wanted.destination is Destination.ROOT
+    gathered, started, ran = world.lead(
+        write, prepared, names=None if here else names, outputs=outputs
+    )
+    if outputs is not None and wanted.destination is Destination.SCATTERED:
+        parts = kept_items(loaded, ran, names)
+        write_index(outputs, num_items=prepared.num_items, parts=parts)
+    elif outputs is not None:
+        answer = make_answer(captured, wanted, gathered, prepared)
+        write_tensors(outputs, answer_tensors(answer))
     made = make_report(
         Schedule(loaded, captured.graph),
         started=started,
@@ -249,6 +272,7 @@ class Kind(StrEnum):
     """A document with a published schema."""
 
     CLUSTER = "cluster"
+    ENSEMBLE = "ensemble"
     PROFILE = "profile"
     PLAN_REQUEST = "plan-request"
     PLAN = "plan"
@@ -259,7 +283,7 @@ class Kind(StrEnum):
 def schema(
     kind: Annotated[Kind, typer.Argument(help="Kind of document.", metavar="KIND")],
 ) -> None:
-    """Print the JSON Schema of a document: cluster, profile, plan-request, plan or run-report."""
+    """Print the JSON Schema of a document: cluster, ensemble, profile, plan and so on."""
     from executor.schemas import schema_text
 
     write_result(schema_text(kind.value))

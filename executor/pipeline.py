@@ -15,10 +15,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from executor.aggregation import Aggregator, choose_aggregator
+from executor.aggregation import Collector, InPlace, KeptApart, combine_tensors, make_aggregator
 from executor.collectives import StageJoins
+from executor.delivery import Kept, receive_answer, send_answer
 from executor.schedule import Interval, Message, Piece, Schedule, StageRole, StepWork
 from executor.transport import Pending, Transport
+from planner.request import Destination
 from profiler.errors import RankFailedError
 from profiler.expressions import BATCH, evaluate
 from profiler.graph import Tensor
@@ -40,7 +42,8 @@ class RankRecord:
     ``busy_s``; most of that is running its stage (``computed_s``), and putting values together with
     other ranks of the stage (``joined_s``). ``sent_s`` is the processor's time for handing on
     results, ``dispatched_s`` that for all else that the loop does: a clock would also count the
-    time in which other processes have the processor.
+    time in which other processes have the processor. ``kept`` are the items
+    of each output that stays with the rank.
     """
 
     items: list[int] = field(default_factory=list)
@@ -53,6 +56,7 @@ class RankRecord:
     dispatched_s: list[float] = field(default_factory=list)
     step_ends_s: list[float] = field(default_factory=list)
     wall_s: float = 0.0
+    kept: dict[str, list[Interval]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +109,8 @@ class RankLoop:
     ) -> tuple[RankRecord, dict[str, torch.Tensor]]:
         """Run ``num_items`` items (``repeats`` times over) and return what was measured.
 
-        ``inputs`` are the model's inputs, on the root rank only; so are the returned outputs.
+        ``inputs`` are the model's inputs, on the root rank only. The returned outputs are those
+        that the plan delivers to this rank.
 
         Raises:
             RankFailedError: a transfer or an operator failed; the message says which.
@@ -114,8 +119,10 @@ class RankLoop:
         steps = [items for _ in range(repeats) for items in self.schedule.steps(num_items)]
         start = time.perf_counter()
         run.through(steps)
+        answers = run.delivered()
         run.record.wall_s = time.perf_counter() - start
-        return run.record, run.answers()
+        run.record.kept = {} if run.kept is None else run.kept.items()
+        return run.record, answers
 
 
 class _Run:
@@ -140,6 +147,8 @@ class _Run:
         self._rows_of: dict[str, int] = {}
         self.recorder = recorder
         self.record = RankRecord()
+        scattered = loop.schedule.plan.spec.aggregation.destination is Destination.SCATTERED
+        self.kept = Kept() if scattered else None
         self.sinks = self._sinks(num_items) if loop.rank == self.schedule.root else {}
         # Under way, oldest first: answers and inputs by step, what pieces send on by piece. Kept
         # apart because they end at different times: waiting for a next step's inputs to leave
@@ -149,23 +158,46 @@ class _Run:
         self.sending: deque[list[Pending]] = deque()
         self._blocked_s = 0.0
 
-    def _sinks(self, num_items: int) -> dict[str, Aggregator]:
-        chosen = choose_aggregator(self.schedule.plan.spec.aggregation.strategy)
-        sinks = {}
-        for transfer in self.schedule.plan.spec.transfers:
-            if transfer.target == "output":
-                tensor = self.loop.tensors[transfer.tensor]
-                sinks[transfer.tensor] = chosen(
+    def _sinks(self, num_items: int) -> dict[str, Collector]:
+        wanted = self.schedule.plan.spec.aggregation
+        sinks: dict[str, Collector] = {}
+        for name in self.schedule.outputs:
+            tensor, way = self.loop.tensors[name], wanted.over_items(name)
+            sinks[name] = (
+                InPlace(
                     shape=self._shape(tensor, num_items),
                     dtype=getattr(torch, tensor.dtype),
                     batch_dim=tensor.batch_dim,
                     rows=self._rows(tensor),
                 )
+                if way.strategy == "concat"
+                else KeptApart(make_aggregator(way))
+            )
         return sinks
 
-    def answers(self) -> dict[str, torch.Tensor]:
-        """The outputs gathered on the root."""
-        return {name: sink.result() for name, sink in self.sinks.items()}
+    def delivered(self) -> dict[str, torch.Tensor]:
+        """The answer's tensors, as far as this rank is to have them."""
+        schedule, wanted = self.schedule, self.schedule.plan.spec.aggregation
+        if self.kept is not None:
+            return self.kept.joined({n: t.batch_dim for n, t in self.loop.tensors.items()})
+        everywhere = wanted.destination is Destination.ALL
+        if self.loop.rank == schedule.root:
+            gathered = {name: sink.result() for name, sink in self.sinks.items()}
+            answer = combine_tensors(schedule.graph.ensemble, wanted, gathered)
+            if everywhere:
+                send_answer(schedule, self.transport, answer)
+            return answer
+        if not everywhere:
+            return {}
+        outputs = {
+            name: torch.empty(
+                self._shape(self.loop.tensors[name], self.symbols[BATCH]),
+                dtype=getattr(torch, self.loop.tensors[name].dtype),
+                device="meta",
+            )
+            for name in schedule.outputs
+        }
+        return receive_answer(schedule, self.transport, outputs)
 
     def through(self, steps: list[Interval]) -> None:
         """All steps, with receives started ``depth`` pieces ahead across their borders."""
@@ -311,8 +343,12 @@ class _Run:
         produced = dict(zip(stage.program.outputs, results, strict=True))
         if self.recorder is not None and self.schedule.answers(self.loop.rank):
             for name, tensor in produced.items():
-                shared = self.loop.tensors[name].batch_dim is None
+                shared = not self.schedule.in_parts(name)
                 self.recorder(name, None if shared else piece.items, tensor)
+        if self.kept is not None:
+            for name in self.schedule.graph.outputs:
+                if name in produced:
+                    self.kept.add(name, piece.items, produced[name])
         values.update(produced)
 
     def _send(

@@ -6,9 +6,11 @@ from collections import defaultdict
 
 import torch
 
+from planner.aggregation import refusal
 from planner.check import check_plan, check_spec
-from planner.findings import EVIDENCE, Finding, Severity
+from planner.findings import EVIDENCE, Finding, Severity, error
 from planner.inputs import Sources
+from planner.layout import read
 from planner.planfile import Plan
 from profiler.capture import Captured
 from profiler.errors import InvalidInputError, StalePlanError
@@ -44,6 +46,19 @@ def preflight(
     if here_only:
         _devices(plan)
         _memory(plan)
+
+
+def require_legal(plan: Plan, sources: Sources | None) -> None:
+    """Refuse an illegal aggregation, before any process starts: :func:`preflight` for the rest.
+
+    Raises:
+        InvalidInputError: it does not give the answer of the profile's model.
+    """
+    if sources is None or plan.inputs.model.graph != sources.profile.model.fingerprint:
+        return
+    why_not = refusal(read(plan, sources.profile.model, sources.cluster))
+    if why_not:
+        refuse((error("aggregation", "spec.aggregation", why_not),))
 
 
 def refuse(findings: tuple[Finding, ...]) -> None:

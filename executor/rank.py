@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from executor.clocks import compare_clocks
+from executor.delivery import rank_file
 from executor.distribute import RemoteWeights, send_weights
 from executor.pipeline import RankLoop, RankRecord
 from executor.schedule import Interval, Schedule
@@ -126,8 +127,8 @@ def _run(loop: RankLoop, command: Message, options: RankOptions) -> Message:
         repeats=command.get("repeats", 1),
         recorder=record if command.get("boundaries") else None,
     )
-    if is_root:
-        save_file({k: v.contiguous() for k, v in outputs.items()}, command["outputs"])
+    if outputs or is_root:
+        _write_outputs(outputs, command, rank=options.rank, is_root=is_root)
     if command.get("boundaries"):
         save_file(recorded, Path(command["boundaries"]) / f"rank-{options.rank}.safetensors")
     return {
@@ -137,6 +138,21 @@ def _run(loop: RankLoop, command: Message, options: RankOptions) -> Message:
         "clocks": [[o.seconds, o.error_s] for _, o in sorted(offsets.items())],
         "symbols": command["symbols"],
     }
+
+
+def _write_outputs(
+    outputs: Mapping[str, torch.Tensor], command: Message, *, rank: int, is_root: bool
+) -> None:
+    """The tensors by name of the program on the root, by name of the answer on any rank that has
+    it, or its part of it."""
+    path = Path(command["outputs"])
+    whole = {name: value.contiguous() for name, value in outputs.items()}
+    names = command.get("names")
+    if is_root and not command.get("scattered"):
+        save_file(whole, path)
+    elif names is not None:
+        named = {new: whole[old].clone() for new, old in names.items() if old in whole}
+        save_file(named, rank_file(path, rank))
 
 
 def _summary(record: RankRecord) -> Message:

@@ -76,6 +76,15 @@ def _own_answer(captured: Captured, run: RunInputs) -> list[Any] | None:
         from profiler.huggingface import load_whole
 
         module: Any = load_whole(Path(source.ref))
+    elif source.kind == "ensemble":
+        from pathlib import Path
+
+        from profiler.ensemblefile import ensemble_file
+        from profiler.ensembleload import load_whole_ensemble
+
+        file = ensemble_file(Path(source.ref))
+        assert file is not None
+        module = load_whole_ensemble(file)
     elif source.exported is not None:
         module = source.exported.module()
     else:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from executor.preflight import require_legal
 from executor.session import DEFAULT_TIMEOUT_S, RunResult, Session, StartedRanks
 from planner.inputs import Sources, find_sources
 from planner.planfile import Plan
@@ -81,6 +82,7 @@ def open_session(
         StalePlanError, InvalidInputError, RankFailedError: as for :func:`run`.
     """
     sources = options.sources(plan, path)
+    require_legal(plan, sources)
     started = StartedRanks(plan, timeout_s=options.timeout_s, hosts=options.hosts)
     try:
         captured = model_of(plan, model, path, inputs=inputs)

@@ -122,6 +122,21 @@ class Schedule:
         self._templates: dict[int, dict[int, StepWork]] = {}
 
     @cached_property
+    def outputs(self) -> tuple[str, ...]:
+        """Tensors that are sent to the output, in the order of the plan's transfers."""
+        sent = (t.tensor for t in self.plan.spec.transfers if t.target == OUTPUT)
+        return tuple(dict.fromkeys(sent))
+
+    def in_parts(self, tensor: str) -> bool:
+        """Whether ranks that hold different items each have a part of it, not all of it."""
+        if self.graph.tensor[tensor].batch_dim is not None:
+            return True
+        # The plan says so, not the graph: what an output is over its items is measured, and the
+        # graph here comes straight from capture.
+        wanted = self.plan.spec.aggregation
+        return tensor in self.outputs and wanted.over_items(tensor).strategy != "concat"
+
+    @cached_property
     def whole_batches(self) -> bool:
         """Whether some stage must see a whole batch at once."""
         return any(stage.whole_batch for stage in self.stages.values())
@@ -180,8 +195,23 @@ class Schedule:
                 f"{num_items} items were given; the model was captured for batches of exactly "
                 f"{static}: give a multiple of {static}"
             )
+        self._require_equal_parts(num_items)
         for start in range(0, num_items, self.batch_size):
             yield start, min(start + self.batch_size, num_items)
+
+    def _require_equal_parts(self, num_items: int) -> None:
+        """A plain mean over items is right for equal shares only: those of whole batches."""
+        plain = [
+            own.tensor
+            for own in self.plan.spec.aggregation.outputs or ()
+            if own.strategy == "mean" and num_items % self.batch_size
+        ]
+        if plain:
+            raise InvalidInputError(
+                f"{num_items} items were given, the plan's batch is {self.batch_size}: the last "
+                f"batch would be cut into unequal shares, of which output {plain[0]} is not the "
+                "plain mean. Give a multiple of the batch, or use weighted_mean"
+            )
 
     def step(self, rank: int, items: Interval) -> StepWork:
         """The work of one rank in the step that holds these items."""
@@ -275,7 +305,7 @@ def _messages(
         targets = [(root, -1, (0, length))]
     else:
         targets = _pieces(schedule, intervals, transfer.target)
-    shared = schedule.graph.tensor[transfer.tensor].batch_dim is None
+    shared = not schedule.in_parts(transfer.tensor)
     first = 0
     for target, target_piece, (low, high) in targets:
         # Both lists ascend: what ended before this target began cannot meet a later one.

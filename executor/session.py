@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +16,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from executor.bundle import write_bundle
+from executor.delivery import rank_file
 from executor.inputs import RunInputs, prepare_inputs
 from executor.local import LocalRanks, Message
-from executor.outputs import answer_leaves
+from executor.outputs import make_answer, named_tensors
 from executor.preflight import preflight
 from executor.report import RunReport, make_report
 from planner.inputs import Sources
 from planner.planfile import Plan
+from planner.request import Destination
 from profiler.capture import Captured
 from profiler.errors import InvalidInputError
 
@@ -37,10 +39,35 @@ _TEMPORARY = "apportion-run-"
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """The model's answer, in the model's own structure, and the report of the run."""
+    """The model's answer, in the model's own structure, and the report of the run.
+
+    If the plan leaves the answer with the ranks, ``outputs`` is a :class:`Scattered`.
+    """
 
     outputs: Any
     report: RunReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScatteredPart:
+    """What one rank has of an answer that stays scattered.
+
+    ``tensors`` are by name of the answer's leaves; ``items`` says for each which items it holds,
+    as runs from the first up to but not including the second.
+    """
+
+    rank: int
+    device: str
+    items: Mapping[str, list[tuple[int, int]]]
+    tensors: Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scattered:
+    """An answer that no rank has as a whole."""
+
+    num_items: int
+    parts: tuple[ScatteredPart, ...]
 
 
 class StartedRanks:
@@ -67,6 +94,7 @@ class StartedRanks:
         shared = Path("/dev/shm")
         base = shared if shared.is_dir() and _fits(shared, plan.inputs.model.weight_bytes) else None
         self.hosts = hosts
+        self.scattered = plan.spec.aggregation.destination is Destination.SCATTERED
         ordered = sorted(plan.spec.ranks, key=lambda binding: binding.rank)
         places = [hosts.place(b.device.rpartition("/")[0]) for b in ordered] if hosts else []
         self.directory = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=base))
@@ -95,9 +123,17 @@ class StartedRanks:
             return self.processes.reports()
 
     def run(
-        self, prepared: RunInputs, *, repeats: int = 1, boundaries: Path | None = None
+        self,
+        prepared: RunInputs,
+        *,
+        repeats: int = 1,
+        boundaries: Path | None = None,
+        names: Mapping[str, str] | None = None,
     ) -> tuple[list[Message], Mapping[str, torch.Tensor]]:
-        """Run inputs through the ranks: what each measured, and the answer's tensors.
+        """Run inputs through the ranks: what each measured, and the answer's tensors on the root.
+
+        With ``names`` (of users, to those of the program) other ranks that are to have the answer,
+        or a part of it, write that too: see :meth:`delivered`.
 
         Raises:
             RankFailedError: a rank failed.
@@ -113,10 +149,17 @@ class StartedRanks:
                 "outputs": str(outputs),
                 "repeats": repeats,
                 "boundaries": str(boundaries) if boundaries else None,
+                "names": None if names is None else dict(names),
+                "scattered": self.scattered,
             }
         )
         ran = self.processes.reports()
-        return ran, _loaded(outputs)
+        return ran, {} if self.scattered else _loaded(outputs)
+
+    def delivered(self, rank: int) -> Mapping[str, torch.Tensor]:
+        """What a rank other than the gathering root has of the last answer, by users' names."""
+        file = rank_file(self.directory / "out.safetensors", rank)
+        return _loaded(file) if file.exists() else {}
 
     def close(self) -> None:
         """End the processes and remove what was written for them; safe to call twice."""
@@ -186,8 +229,15 @@ class Session:
         if self._ranks is None:
             raise InvalidInputError("the session is closed")
         list(self.schedule.steps(prepared.num_items))
+        plan = self.schedule.plan
+        wanted = plan.spec.aggregation
+        names = None
+        if wanted.destination is not Destination.ROOT:
+            names = named_tensors(self.captured, wanted)
         try:
-            ran, gathered = self._ranks.run(prepared, repeats=repeats, boundaries=boundaries)
+            ran, gathered = self._ranks.run(
+                prepared, repeats=repeats, boundaries=boundaries, names=names
+            )
         except BaseException:
             self.close()
             raise
@@ -199,8 +249,29 @@ class Session:
             start_s=self.start_s,
             sources=self.sources,
         )
-        leaves = answer_leaves(self.captured, gathered, prepared)
-        return RunResult(outputs=self.captured.unflatten_outputs(leaves), report=report)
+        if names is not None and wanted.destination is Destination.SCATTERED:
+            parts = tuple(
+                ScatteredPart(
+                    rank=rank, device=device, items=items, tensors=self._ranks.delivered(rank)
+                )
+                for rank, device, items in kept_items(plan, ran, names)
+            )
+            scattered = Scattered(num_items=prepared.num_items, parts=parts)
+            return RunResult(outputs=scattered, report=report)
+        answer = make_answer(self.captured, wanted, gathered, prepared)
+        return RunResult(outputs=answer, report=report)
+
+    def delivered(self, rank: int) -> Mapping[str, torch.Tensor]:
+        """The answer as ``rank`` has it after the last run, by name; nothing if it has none.
+
+        For plans with destination ``all``. (What scattered ranks have is in the run's result.)
+
+        Raises:
+            InvalidInputError: the session is closed.
+        """
+        if self._ranks is None:
+            raise InvalidInputError("the session is closed")
+        return self._ranks.delivered(rank)
 
     def close(self) -> None:
         """End the ranks and remove what was written for them; safe to call twice."""
@@ -220,6 +291,28 @@ class Session:
     ) -> None:
         """Close, whatever happened."""
         self.close()
+
+
+def kept_items(
+    plan: Plan, ran: Sequence[Message], names: Mapping[str, str]
+) -> list[tuple[int, str, dict[str, list[tuple[int, int]]]]]:
+    """Ranks that keep a part of the answer, their devices, and the items of each output there.
+
+    ``ran`` are the ranks' reports in rank order, ``names`` those of outputs for users.
+    """
+    return [
+        (
+            binding.rank,
+            binding.device,
+            {
+                name: [(int(low), int(high)) for low, high in one["kept"][own]]
+                for name, own in names.items()
+                if own in one["kept"]
+            },
+        )
+        for binding, one in zip(plan.spec.ranks, ran, strict=True)
+        if one["kept"]
+    ]
 
 
 def _loaded(path: Path) -> Mapping[str, torch.Tensor]:

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
+from executor.delivery import rank_file
 from executor.distribute import WEIGHTS_FILE
 from executor.rank import RankOptions, serve
 from planner.planfile import Plan
+from planner.request import Destination
 from profiler import errors
 from profiler.environment import Environment
 from profiler.errors import ApportionError, InvalidInputError, RankFailedError, StalePlanError
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     from executor.inputs import RunInputs
 
 Message = dict[str, Any]
+
+ANSWER = "out.safetensors"
+"""Name of the file of the answer in a rank's directory."""
 
 
 def require_world(plan: Plan, environment: Environment) -> None:
@@ -102,30 +107,44 @@ class World:
             ) from error
 
     def lead(
-        self, write: Callable[[Path], object], prepared: RunInputs, *, repeats: int = 1
+        self,
+        write: Callable[[Path], object],
+        prepared: RunInputs,
+        *,
+        repeats: int = 1,
+        names: Mapping[str, str] | None = None,
+        outputs: Path | None = None,
     ) -> tuple[dict[str, Any], list[Message], list[Message]]:
         """Be rank 0: give every rank its part, run, and gather answers and reports.
 
-        ``write`` puts what the ranks need into a directory (as ``executor.bundle`` does).
+        ``write`` puts what the ranks need into a directory (as ``executor.bundle`` does). Where
+        other ranks are to have the answer too, ``names`` are those of its tensors, and each writes
+        its own file beside ``outputs`` (as named on its host).
         """
         from safetensors.torch import load_file, save_file
 
         with _directory() as directory:
             write(directory)
             self._publish(directory)
-            inputs, outputs = directory / "in.safetensors", directory / "out.safetensors"
+            inputs, answer = directory / "in.safetensors", directory / ANSWER
+            scattered = self.plan.spec.aggregation.destination is Destination.SCATTERED
             save_file({k: v.cpu().contiguous() for k, v in prepared.tensors.items()}, inputs)
             command = {
                 "command": "run",
                 "items": prepared.num_items,
                 "symbols": prepared.symbols,
                 "inputs": str(inputs),
-                "outputs": str(outputs),
+                "outputs": str(answer),
                 "repeats": repeats,
+                "names": None if names is None else dict(names),
+                "scattered": scattered,
             }
             self.store.set("command", json.dumps(command))
             self._serve(directory, command)
-            gathered = {name: t.clone() for name, t in load_file(outputs).items()}
+            gathered: dict[str, Any] = {}
+            if not scattered:
+                gathered = {name: t.clone() for name, t in load_file(answer).items()}
+            _hand_over(directory, self.environment.rank, outputs)
             reports = [
                 json.loads(self._get(f"report/{rank}", rank))
                 for rank in range(self.environment.world_size)
@@ -137,8 +156,11 @@ class World:
         started, ran = zip(*(r["reports"] for r in reports), strict=True)
         return gathered, list(started), list(ran)
 
-    def follow(self) -> None:
-        """Be any other rank: take the part that rank 0 gives, run, report."""
+    def follow(self, outputs: Path | None = None) -> None:
+        """Be any other rank: take the part that rank 0 gives, run, report.
+
+        What the plan delivers to this rank is written beside ``outputs``.
+        """
         rank = self.environment.rank
         verdict = json.loads(self._get("bundle/verdict", 0))
         if "error" in verdict:
@@ -148,9 +170,11 @@ class World:
             for name in ("bundle.json", f"rank-{rank}.json", "constants.safetensors"):
                 (directory / name).write_bytes(self._get(f"bundle/{name}", 0, read=get_bytes))
             command = json.loads(self._get("command", 0))
-            self._serve(directory, command)
-        # Leaving before rank 0 has read the report would close the store's last connection.
-        self._get("done", 0)
+            self._serve(directory, {**command, "outputs": str(directory / ANSWER)})
+            # Leaving before rank 0 has read the report would close the store's last connection;
+            # and rank 0 does not wait for what we write.
+            self._get("done", 0)
+            _hand_over(directory, rank, outputs)
 
     def refuse(self, error: ApportionError) -> None:
         """Tell the other ranks that rank 0 gives up, and why."""
@@ -180,6 +204,17 @@ class World:
             self.store.set(f"report/{rank}", json.dumps({"error": str(error)}))
             raise
         self.store.set(f"report/{rank}", json.dumps({"reports": queue.reports}))
+
+
+def _hand_over(directory: Path, rank: int, outputs: Path | None) -> None:
+    """Write what this rank has of the answer, if it has any, to where the user wants it."""
+    own = rank_file(directory / ANSWER, rank)
+    if outputs is not None and own.exists():
+        from safetensors.torch import load_file
+
+        from executor.outputs import write_tensors  # loads what capturing takes: only if needed
+
+        write_tensors(rank_file(outputs, rank), load_file(own))
 
 
 @contextmanager

@@ -5,18 +5,23 @@ from __future__ import annotations
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils import _pytree as pytree
 
+from executor.aggregation import combine_answers, make_aggregator
 from executor.inputs import RunInputs, prepare_inputs
+from executor.outputs import make_answer
 from executor.reference import Reference, reference
 from executor.report import OutputCheck, RunReport, StageCheck
 from executor.running import RunOptions, load_plan, open_session
-from executor.session import Session
+from executor.schedule import Schedule
+from executor.session import Scattered, Session
 from planner.planfile import Plan
 from profiler.bench import example_inputs
 from profiler.capture import Captured
@@ -62,9 +67,17 @@ def verify(
         captured = session.captured
         run = prepare_inputs(captured, inputs) if inputs is not None else _made_up(loaded, captured)
         result = session.run_prepared(run, boundaries=Path(directory))
-        recorded = _joined(Path(directory), captured)
+        recorded, spans = _joined(Path(directory), captured, session.schedule)
     truth = reference(captured, run, needed=set(recorded))
-    check = compare(result.outputs, recorded, truth, stages=_stages(session))
+    truth = replace(truth, tensors=_restricted(truth.tensors, spans, captured, run))
+    wanted = loaded.spec.aggregation
+    if captured.graph.ensemble is not None and truth.leaves is not None:
+        combined = combine_answers(wanted, captured.member_leaves(truth.leaves))
+        truth = replace(truth, leaves=pytree.tree_flatten(combined)[0])
+    outputs = result.outputs
+    if isinstance(outputs, Scattered):  # what the ranks kept they recorded too
+        outputs = make_answer(captured, wanted, recorded, run)
+    check = compare(outputs, recorded, truth, stages=_stages(session))
     return result.report.model_copy(update={"outputs": check})
 
 
@@ -80,8 +93,6 @@ def compare(
     ``stages`` says which stage computed each tensor. A stage diverges when one of its tensors is
     further from the reference than its dtype's tolerance; the first in order is named.
     """
-    from torch.utils import _pytree as pytree
-
     checks = []
     first: str | None = None
     for name, tensor in recorded.items():
@@ -170,20 +181,52 @@ def _stages(session: Session) -> dict[str, str]:
     return found
 
 
-def _joined(directory: Path, captured: Captured) -> dict[str, torch.Tensor]:
-    """The recorded tensors of all ranks, whole, in the order of the model's layers."""
-    parts: dict[str, list[tuple[int, torch.Tensor]]] = defaultdict(list)
+Spans = dict[str, list[tuple[int, int]]]
+"""Items for which each recorded tensor was computed as a boundary, in order."""
+
+
+def _joined(
+    directory: Path, captured: Captured, schedule: Schedule
+) -> tuple[dict[str, torch.Tensor], Spans]:
+    """The recorded tensors of all ranks in the order of the model's layers, and their items."""
+    parts: dict[str, list[tuple[int, int, torch.Tensor]]] = defaultdict(list)
     for file in sorted(directory.glob("rank-*.safetensors")):
         for key, tensor in load_file(file).items():
-            name, low, _ = key.split("|")
-            parts[name].append((int(low), tensor))
+            name, low, high = key.split("|")
+            parts[name].append((int(low), int(high), tensor))
     whole: dict[str, torch.Tensor] = {}
+    spans: Spans = {}
     for name in [n for layer in captured.graph.layers for n in layer.writes if n in parts]:
-        pieces = sorted(parts[name], key=lambda part: part[0])
+        pieces = sorted(parts[name], key=lambda part: part[:2])
         dim = captured.graph.tensor[name].batch_dim
-        tensors = [tensor for _, tensor in pieces]
-        whole[name] = tensors[0] if dim is None else torch.cat(tensors, dim=dim)
-    return whole
+        tensors = [tensor for _, _, tensor in pieces]
+        if dim is not None:
+            spans[name] = [(low, high) for low, high, _ in pieces]
+            whole[name] = torch.cat(tensors, dim=dim)
+        elif schedule.in_parts(name):
+            way = make_aggregator(schedule.plan.spec.aggregation.over_items(name))
+            joined = way.join(tensors, [high - low for low, high, _ in pieces])
+            assert isinstance(joined, torch.Tensor)
+            whole[name] = joined
+        else:
+            whole[name] = tensors[0]
+    return whole, spans
+
+
+def _restricted(
+    tensors: Mapping[str, torch.Tensor], spans: Spans, captured: Captured, run: RunInputs
+) -> dict[str, torch.Tensor]:
+    """The reference on the items for which a tensor left a stage: not all, if pipelines differ."""
+    symbols = {**captured.graph.symbols, **run.symbols, BATCH: run.num_items}
+    found = dict(tensors)
+    for name, items in spans.items():
+        if sum(high - low for low, high in items) == run.num_items:
+            continue
+        tensor = captured.graph.tensor[name]
+        dim, rows = tensor.batch_dim or 0, tensor.rows_per_item(symbols)
+        parts = [found[name].narrow(dim, a * rows, (b - a) * rows) for a, b in items]
+        found[name] = torch.cat(parts, dim=dim)
+    return found
 
 
 def _made_up(plan: Plan, captured: Captured) -> RunInputs:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
+from planner.aggregation import choose
 from planner.alternatives import as_alternatives
 from planner.baseline import beside, in_use
 from planner.choices import split_choices
@@ -63,6 +64,7 @@ def plan(  # noqa: PLR0913  (one parameter an input)
     """
     used = in_use(baseline, min_gain, profile)
     wanted = used.request(wishes) if used and request is None else _request(request, wishes)
+    choose(profile.model, wanted)  # before the search: an illegal wish has no plan
     search = Search(profile, wanted, cluster)
     search.run()
     if search.best is None:

@@ -16,7 +16,7 @@ from profiler.errors import InvalidInputError
 
 def request_findings(reading: Reading, layout: Layout) -> list[Finding]:
     """Everything in which the plan does not do as asked."""
-    rules = (_names, _pins, _forbids, _together, _splits)
+    rules = (_names, _pins, _forbids, _together, _splits, _answer)
     return [finding for rule in rules for finding in rule(reading, layout)]
 
 
@@ -87,6 +87,18 @@ def _splits(reading: Reading, layout: Layout) -> Iterator[Finding]:
             "spec.pipelines",
             f"{len(layout.pipelines)} pipelines; the request allows none side by side",
         )
+
+
+def _answer(reading: Reading, layout: Layout) -> Iterator[Finding]:  # noqa: ARG001
+    request, made = reading.plan.inputs.request, reading.plan.spec.aggregation
+    asked = [("destination", str(request.destination), str(made.destination))]
+    if request.aggregation is not None:
+        asked.append(("aggregation", request.aggregation, made.strategy))
+    for what, wish, has in asked:
+        if wish != has:
+            yield error(
+                "answer", "spec.aggregation", f"the request asks for {what} {wish}; it has {has}"
+            )
 
 
 def _shared_stages(stages: tuple[StageView, ...], allowed: Sequence[Split]) -> Iterator[Finding]:

@@ -12,6 +12,7 @@ from planner.check_structure import find_circle, layer_edges
 from planner.findings import Finding, error
 from planner.layout import Layout, Reading, StageView
 from planner.planfile import INPUT, OUTPUT, Transfer
+from planner.request import Destination
 from profiler.graph import ModelGraph
 
 
@@ -19,6 +20,8 @@ def transfer_findings(reading: Reading, layout: Layout) -> list[Finding]:
     """Everything wrong with the transfers of a plan whose structure is sound."""
     graph = reading.graph
     findings: list[Finding] = []
+    scattered = reading.plan.spec.aggregation.destination is Destination.SCATTERED
+    answers = () if scattered else graph.outputs
     sound: list[list[Transfer]] = [[] for _ in layout.pipelines]
     for transfer in reading.plan.spec.transfers:
         wrong = list(_ends(transfer, graph, layout))
@@ -27,7 +30,7 @@ def transfer_findings(reading: Reading, layout: Layout) -> list[Finding]:
             sound[pipeline_of(transfer, layout)].append(transfer)
             findings += _size(transfer, graph, layout)
     for pipeline, transfers in enumerate(sound):
-        flow = _flow(pipeline, transfers, graph, layout)
+        flow = _flow(pipeline, transfers, graph, layout, answers)
         for name in {**flow.readers, **flow.moves}:
             findings += _moved(flow, name)
         findings += _circle(flow, graph)
@@ -110,9 +113,15 @@ class _Flow:
     moves: Mapping[str, tuple[Transfer, ...]]  # tensor -> its transfers
 
 
-def _flow(pipeline: int, transfers: Sequence[Transfer], graph: ModelGraph, layout: Layout) -> _Flow:
+def _flow(
+    pipeline: int,
+    transfers: Sequence[Transfer],
+    graph: ModelGraph,
+    layout: Layout,
+    answers: Sequence[str],
+) -> _Flow:
     home = dict.fromkeys(graph.inputs, INPUT)
-    readers: dict[str, set[str]] = {name: {OUTPUT} for name in graph.outputs}
+    readers: dict[str, set[str]] = {name: {OUTPUT} for name in answers}
     for stage in layout.pipelines[pipeline]:
         for i in stage.layers:
             home.update(dict.fromkeys(graph.layers[i].writes, stage.place))

@@ -46,6 +46,14 @@ class Division(StrEnum):
     PIPELINES = "pipelines"
 
 
+class Receiver(StrEnum):
+    """Who has the answer in the end."""
+
+    ROOT = "root"
+    ALL = "all"
+    SCATTERED = "scattered"
+
+
 class Page(StrEnum):
     """How ``explain`` shows a plan."""
 
@@ -58,6 +66,7 @@ class Kind(StrEnum):
     """A document with a published schema."""
 
     CLUSTER = "cluster"
+    ENSEMBLE = "ensemble"
     PROFILE = "profile"
     PLAN_REQUEST = "plan-request"
     PLAN = "plan"
@@ -101,6 +110,12 @@ def plan(  # noqa: PLR0913  (one parameter a flag)
         list[str] | None, typer.Option(help="DEVICE=SIZE: use no more of it.")
     ] = None,
     max_stages: Annotated[int | None, typer.Option(help="Stages at most.")] = None,
+    aggregation: Annotated[
+        str | None, typer.Option(help="How an ensemble's members are put together; else its own.")
+    ] = None,
+    destination: Annotated[
+        Receiver | None, typer.Option(help="Who gets the answer; default: root.")
+    ] = None,
     solver: Annotated[str | None, typer.Option(help="Solver by name; default: the best.")] = None,
     time_limit: Annotated[float | None, typer.Option(help="Seconds to search at most.")] = None,
     request: Annotated[
@@ -144,6 +159,8 @@ def plan(  # noqa: PLR0913  (one parameter a flag)
         "reserve_bytes": reserve,
         "max_bytes": max_memory and _sizes(max_memory),
         "max_stages": max_stages,
+        "aggregation": aggregation,
+        "destination": destination and destination.value,
         "solver": solver,
         "limits": None if time_limit is None else {"time_s": time_limit},
     }
@@ -295,7 +312,7 @@ def diff(
 def schema(
     kind: Annotated[Kind, typer.Argument(help="Kind of document.", metavar="KIND")],
 ) -> None:
-    """Print the JSON Schema of a document: cluster, profile, plan-request or plan."""
+    """Print the JSON Schema of a document: cluster, ensemble, profile, plan-request or plan."""
     from planner.schemas import schema_text
 
     write_result(schema_text(kind.value))

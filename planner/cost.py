@@ -141,13 +141,18 @@ class CostModel:
                     name = self.problem.wire(message.source, message.target)
                     wires[name] = wires.get(name, 0.0) + message.count * message.seconds
         root = self.problem.cluster.root
+        sent_s = 0.0
+        for device in dict.fromkeys(x.device for x in ranks if self.problem.delivered(x.device)):
+            seconds, name = self.figures.answer_s(device), self.problem.wire(root, device)
+            wires[name] = wires.get(name, 0.0) + seconds
+            sent_s = max(sent_s, seconds)
         if all(rank.device != root for rank in ranks):
             ranks.insert(0, _empty_root(self.figures))
         costs = tuple(pipeline.cost() for pipeline in priced)
         busy = [stage.runs * stage.busy_s for cost in costs for stage in cost.stages]
         return PlanCost(
             period_s=max([*busy, *wires.values()]),
-            latency_s=max(cost.latency_s for cost in costs),
+            latency_s=max(cost.latency_s for cost in costs) + sent_s,
             pipelines=costs,
             ranks=tuple(ranks),
             wires=wires,
@@ -214,7 +219,7 @@ class _PipelinePrice:
         items = self.pipeline.items if both_whole else self.problem.microbatch
         senders = self._ends(flow.source, items, sending=True)
         receivers = self._ends(flow.target, items, sending=False)
-        cut = self.problem.graph.tensor[flow.tensor].batch_dim is not None
+        cut = self.problem.graph.tensor[flow.tensor].in_parts
         found = []
         for source, start, stop in senders if cut else senders[:1]:
             for target, first, last in receivers:
@@ -263,7 +268,8 @@ class _PipelinePrice:
                     share=share,
                     compute_s=times.ranks_s[r],
                     join_s=times.join_s,
-                    receive_s=self._occupied(arriving, stage, target=device),
+                    receive_s=self._occupied(arriving, stage, target=device)
+                    + self._answer_s(device) / (1 if stage.whole_batch else self.num_microbatches),
                     send_s=self._occupied(departing, stage, source=device),
                     memory=stage_rank_memory(self.figures, self._holding(s, r)),
                 )
@@ -301,6 +307,13 @@ class _PipelinePrice:
                 total += times * share * message.seconds
         return total
 
+    def _answer_s(self, device: str) -> float:
+        """Seconds a batch that receiving the whole answer keeps a device from computing."""
+        if not self.problem.delivered(device):
+            return 0.0
+        link = self.problem.links[self.problem.cluster.root, device]
+        return link.receive_occupancy * self.figures.answer_s(device)
+
     def _holding(self, s: int, r: int) -> Holding:
         stage, root = self.all_stages[s], self.problem.cluster.root
         device = stage.devices[r]
@@ -320,7 +333,7 @@ class _PipelinePrice:
                 f.tensor
                 for f in departing
                 if (f.target is not None or device != root)
-                and (r == 0 or (cut and graph.tensor[f.tensor].batch_dim is not None))
+                and (r == 0 or (cut and graph.tensor[f.tensor].in_parts))
             ),
             slices=stage.slices,
             rank=r,

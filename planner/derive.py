@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from planner.joins import exchanges, rank_times
 from planner.layout import Layout, StageView
 from planner.ledger import Ledgers
-from planner.messages import Move, Occupied, moves, occupied
+from planner.messages import Message, Move, Occupied, answer_messages, moves, occupied
 from planner.planfile import INPUT, OUTPUT, Plan, RankMemory
 from planner.prices import Prices
 from planner.request import Objective
@@ -73,13 +73,17 @@ def derive(plan: Plan, layout: Layout, prices: Prices) -> Derived:
     """
     found = tuple(moves(plan.spec.transfers, layout, prices))
     loads = occupied(found, layout)
+    sent = tuple(answer_messages(plan, layout, prices))
+    for place, position, _, seconds in sent:
+        loads[place][position].receive_s += seconds / layout.stages[place].runs
     times = {x.place: _stage_times(x, loads[x.place], prices) for x in layout.stages.values()}
     busy_s = {place: layout.stages[place].runs * t.busy_s for place, t in times.items()}
-    busy_s.update(_wires(found, layout, prices))
+    busy_s.update(_wires(found, [message for _, _, message, _ in sent], layout, prices))
     period_s = max(busy_s.values())
     return Derived(
         period_s=period_s,
-        latency_s=_latency_s(layout, found, times),
+        latency_s=_latency_s(layout, found, times)
+        + max((message.time_s for _, _, message, _ in sent), default=0.0),
         items_per_s=layout.batch_size / period_s if period_s else 0.0,
         busy_s=busy_s,
         ranks=_rank_loads(plan, layout, prices, loads, times, period_s),
@@ -98,9 +102,14 @@ def _stage_times(stage: StageView, loads: Sequence[Occupied], prices: Prices) ->
     )
 
 
-def _wires(found: Sequence[Move], layout: Layout, prices: Prices) -> dict[str, float]:
-    """Seconds a batch that each wire is busy."""
+def _wires(
+    found: Sequence[Move], once: Sequence[Message], layout: Layout, prices: Prices
+) -> dict[str, float]:
+    """Seconds a batch that each wire is busy; messages of ``once`` are sent once a batch."""
     total: dict[str, float] = defaultdict(float)
+    for message in once:
+        if message.wire:
+            total[message.wire] += message.time_s
     for move in found:
         for message in move.messages:
             if message.wire:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from planner.planfile import Pipeline, Plan, Stage, place
+from planner.planfile import Aggregation, Pipeline, Plan, Stage, place
 from planner.selection import fold, spelled
 
 _NOWHERE = "-"
@@ -140,7 +140,8 @@ def _settings(before: Plan, after: Plan) -> Iterator[Change]:
     pairs: list[tuple[str, object, object]] = [
         ("microbatch", ours.schedule.microbatch_size, theirs.schedule.microbatch_size),
         ("depth", ours.schedule.depth, theirs.schedule.depth),
-        ("aggregation", ours.aggregation.strategy, theirs.aggregation.strategy),
+        ("aggregation", _combining(ours.aggregation), _combining(theirs.aggregation)),
+        ("destination", ours.aggregation.destination, theirs.aggregation.destination),
         ("backend", ours.backend, theirs.backend),
         ("items", _items(ours.pipelines), _items(theirs.pipelines)),
         ("stages", _stages(ours.pipelines), _stages(theirs.pipelines)),
@@ -154,6 +155,17 @@ def _settings(before: Plan, after: Plan) -> Iterator[Change]:
         )
     )
     yield from (Change(what=w, before=str(a), after=str(b)) for w, a, b in pairs if a != b)
+
+
+def _combining(wanted: Aggregation) -> str:
+    """A strategy with its parameters."""
+    given = {
+        name: value
+        for name, value in wanted.model_dump(mode="json", exclude_none=True).items()
+        if name not in ("strategy", "destination", "root_rank", "members")
+    }
+    more = ", ".join(f"{name} {value}" for name, value in given.items())
+    return f"{wanted.strategy} ({more})" if more else wanted.strategy
 
 
 def _items(pipelines: Sequence[Pipeline]) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from planner.actual import Actual, read_actuals
+from planner.aggregation import reasons
 from planner.planfile import (
     INPUT,
     Pipeline,
@@ -185,6 +186,8 @@ class ExplainReport:
     result: ResultShown
     proof: ProofShown
     aggregation: str
+    legal_because: tuple[str, ...]
+    destination: str
     root_rank: int
     pipelines: tuple[PipelineShown, ...]
     ranks: tuple[RankShown, ...]
@@ -237,6 +240,8 @@ def explain(
             baseline=None if search.baseline is None else search.baseline.summary,
         ),
         aggregation=plan.spec.aggregation.strategy,
+        legal_because=reasons(plan),
+        destination=plan.spec.aggregation.destination.value,
         root_rank=plan.spec.aggregation.root_rank,
         pipelines=_pipelines(plan, binding),
         ranks=tuple(_ranks(plan, binding, stage_of)),

@@ -106,6 +106,14 @@ class Figures:
             return 0.0
         return self.problem.links[source, target].transfer_time_s(num_bytes)
 
+    def answer_s(self, device: str) -> float:
+        """Seconds of sending the whole answer to a batch from the root to ``device``."""
+        problem = self.problem
+        return sum(
+            self.message_s(problem.cluster.root, device, self.tensor_bytes(name, problem.batch))
+            for name in problem.answers
+        )
+
     def most_measured(self, layers: Sequence[int], device: str) -> int:
         """The largest item count at which every one of these layers was measured on ``device``."""
         rows = self._rows[device]

@@ -50,6 +50,7 @@ RULES: Mapping[str, str] = {
     "forbid": "forbidden devices stay without those layers",
     "max-stages": "no pipeline has more stages than the request allows",
     "keep-together": "layers that the request keeps together are in one stage",
+    "answer": "the answer is put together and delivered as the request asks",
     "request-layers": "the request's selectors name layers, its limits name devices",
     "extrapolated": "no rank gets more items at once than were measured",
     "estimate": "`estimate` follows from `spec` and the profile by the cost model",

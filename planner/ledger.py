@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from planner.aggregation import answer_names
 from planner.joins import exchanges, weight_bytes
 from planner.layout import Layout, StageView
 from planner.planfile import INPUT, OUTPUT, RankMemory, Transfer
 from planner.prices import Prices
-from planner.request import PlanRequest
+from planner.request import Destination, PlanRequest
 from profiler.allocator import MAPPED_BYTES
 from profiler.profile import PRELUDE
 
@@ -52,7 +53,7 @@ class Ledgers:
         # Pieces that come from, or go to, another device; a tensor once, however many it goes to.
         on_root = stage.devices[position] == self._layout.root
         cut = {
-            name: self._prices.graph.tensor[name].batch_dim is not None
+            name: self._prices.graph.tensor[name].in_parts
             for name in {x.tensor for x in self._sent[stage.place]}
         }
         incoming = {
@@ -102,10 +103,12 @@ class Ledgers:
     ) -> RankMemory:
         device = self._layout.device_of[rank]
         graph = self._prices.graph
+        held = self._answers_at(rank)
         if rank == ROOT_RANK:
-            items = self._layout.batch_size
-            small, large = self._sums({*graph.inputs, *graph.outputs}, items)
-            buffers_bytes += large + self._heap(device, items, small)
+            held |= set(graph.inputs)
+        items = self._layout.batch_size
+        small, large = self._sums(held, items)
+        buffers_bytes += large + self._heap(device, items, small)
         reserve = self._request.reserve_bytes
         free = self._prices.cluster.device[device].usable_bytes
         return RankMemory(
@@ -118,6 +121,16 @@ class Ledgers:
             else reserve,
             capacity_bytes=min(free, self._request.max_bytes.get(device, free)),
         )
+
+    def _answers_at(self, rank: int) -> set[str]:
+        """Outputs of which a rank may hold a whole batch."""
+        graph = self._prices.graph
+        match self._request.destination:
+            case Destination.ALL if rank != ROOT_RANK:
+                return set(answer_names(graph, self._request))
+            case Destination.SCATTERED:
+                return set(graph.outputs)
+        return set(graph.outputs) if rank == ROOT_RANK else set()
 
     def _peak_activations(self, stage: StageView, position: int) -> int:
         device, items = stage.devices[position], stage.shares[position]

@@ -6,12 +6,12 @@ the order of pipelines and stages.
 
 from __future__ import annotations
 
+from planner.aggregation import choose
 from planner.cost import PipelineCost, PlanCost, RankCost
 from planner.memory import BUFFER_DEPTH
 from planner.planfile import (
     INPUT,
     OUTPUT,
-    Aggregation,
     Estimate,
     Pipeline,
     PlanSpec,
@@ -62,7 +62,7 @@ def lower(problem: PlanningProblem, assignment: Assignment, price: PlanCost) -> 
     )
     return PlanSpec(
         schedule=Schedule(microbatch_size=problem.microbatch, depth=BUFFER_DEPTH),
-        aggregation=Aggregation(),
+        aggregation=choose(problem.profile.model, problem.request),
         pipelines=pipelines,
         ranks=tuple(
             RankBinding(rank=rank, device=device, device_type=problem.cluster.device[device].type)

@@ -44,6 +44,8 @@ def _summary(report: ExplainReport) -> list[str]:
         f"{format_seconds(result.latency_s)}",
         f"- bottleneck: `{_code(result.bottleneck)}`",
         f"- {proved} (`{_code(proof.solver)}`)",
+        f"- answer: {report.aggregation} ({report.destination})"
+        + "".join(f"; {_text(line)}" for line in report.legal_because),
         *([f"- baseline: {_text(proof.baseline)}"] if proof.baseline else []),
         f"- model `{_code(inputs.model)}`, {count(inputs.num_layers, 'layer')}, "
         f"{format_bytes(inputs.weight_bytes)}; cluster `{_code(inputs.cluster)}`; profile "

@@ -107,11 +107,12 @@ def empty_root_memory(figures: Figures) -> RankMemory:
 
 
 def root_bytes(figures: Figures, device: str) -> int:
-    """What one batch of inputs and outputs takes, if ``device`` is the root; else nothing."""
+    """What one batch of inputs and outputs takes, if ``device`` is the root; and of what it keeps
+    of them."""
     problem = figures.problem
-    if device != problem.cluster.root:
-        return 0
-    ends = dict.fromkeys((*problem.graph.inputs, *problem.graph.outputs))
+    ends = dict.fromkeys(problem.keeps(device))
+    if device == problem.cluster.root:
+        ends.update(dict.fromkeys((*problem.graph.inputs, *problem.graph.outputs)))
     heap, mapped = (
         sum(tensor_part(figures, part, name, problem.batch) for name in ends) for part in Part
     )

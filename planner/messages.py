@@ -6,13 +6,15 @@ Part of `check`: by ``docs/cost-model.md``, independent of everything that makes
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
+from planner.aggregation import answer_names
 from planner.check_transfers import sent_items
 from planner.layout import Layout, StageView
-from planner.planfile import Transfer
+from planner.planfile import Plan, Transfer
 from planner.prices import Prices
+from planner.request import Destination
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +59,7 @@ def moves(transfers: Iterable[Transfer], layout: Layout, prices: Prices) -> Iter
         targets = _holders(target, items, layout.root)
         if target and target.slices:  # each rank gets all items, from whoever has them
             targets = tuple(_Holder(device, items) for device in target.devices)
-        if prices.graph.tensor[transfer.tensor].batch_dim is None:
+        if not prices.graph.tensor[transfer.tensor].in_parts:
             pairs: Iterable[tuple[int, int, int]] = ((0, b, items) for b in range(len(targets)))
         elif target and target.slices:
             parts = list(_overlaps([x.stop for x in sources], [items]))
@@ -95,6 +97,27 @@ def occupied(found: Iterable[Move], layout: Layout) -> dict[str, tuple[Occupied,
                 times = move.count // source.runs
                 total[source.place][message.source].send_s += times * message.send_s
     return total
+
+
+def answer_messages(
+    plan: Plan, layout: Layout, prices: Prices
+) -> Iterator[tuple[str, int, Message, float]]:
+    """What the root sends once a batch if every rank is to have the answer: to which stage and
+    position, as one message for all tensors, and how long it keeps that rank from computing."""
+    if plan.spec.aggregation.destination is not Destination.ALL:
+        return
+    names = answer_names(prices.graph, plan.inputs.request)
+    for stage in layout.stages.values():
+        for position, device in enumerate(stage.devices):
+            parts = [
+                _message(
+                    (0, layout.root), (position, device), prices.size(x, layout.batch_size), prices
+                )
+                for x in names
+            ]
+            if device != layout.root and parts:
+                whole = replace(parts[0], time_s=sum(part.time_s for part in parts))
+                yield stage.place, position, whole, sum(part.receive_s for part in parts)
 
 
 @dataclass(frozen=True, slots=True)

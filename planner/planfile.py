@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from planner.request import Objective, PlanRequest
+from planner.request import Destination, Objective, PlanRequest
 from profiler.documents import Document, Estimated, Record, digest
 
 INPUT = "input"
@@ -71,11 +71,45 @@ class Schedule(Record):
     depth: int = Field(default=2, ge=1)
 
 
-class Aggregation(Record):
-    """How partial results become the answer, and on which rank."""
+class Combining(Record):
+    """A strategy with its parameters (``planner.strategies`` says which takes what).
+
+    ``dim`` is that of the output's own shape; ``weights`` are one a member of an ensemble; ``ties``
+    say what a vote that is a draw gives.
+    """
 
     strategy: str = "concat"
+    dim: int | None = None
+    weights: tuple[float, ...] | None = None
+    ties: Literal["smallest"] | None = None
+
+
+class OutputCombining(Combining):
+    """How the parts of one output over items are put together, if not end to end."""
+
+    tensor: str
+
+
+class Aggregation(Combining):
+    """How partial results become the answer, and who has it then.
+
+    Of an ensemble, ``strategy`` puts together the answers of its ``members``; else, the parts that
+    answer for different items. ``outputs`` lists outputs whose parts over items are put together
+    in a way of their own, such as a mean over items. ``destination``: ``root``, the answer is on
+    rank ``root_rank``; ``all``, on every rank; ``scattered``, each rank keeps that of its items.
+    """
+
+    destination: Destination = Destination.ROOT
     root_rank: int = 0
+    members: tuple[str, ...] | None = None
+    outputs: tuple[OutputCombining, ...] | None = None
+
+    def over_items(self, tensor: str) -> Combining:
+        """How the parts of an output that hold different items are put together."""
+        own = next((x for x in self.outputs or () if x.tensor == tensor), None)
+        if own is not None:
+            return own
+        return Combining() if self.members is not None else self
 
 
 class Slices(Record):

@@ -13,8 +13,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from planner.aggregation import answer_names
 from planner.alike import MAX_COMPARED, LikeDevices, Links, same_figures
-from planner.request import PlanRequest, Split
+from planner.request import Destination, PlanRequest, Split
 from planner.selection import LayerIndex
 from profiler.cluster import Cluster, Link
 from profiler.errors import InvalidInputError
@@ -63,6 +64,8 @@ class PlanningProblem:
         """
         cluster = cluster or profile.cluster
         graph = profile.model
+        if request.destination is Destination.SCATTERED:
+            graph = graph.replaced(outputs=())  # no answer goes anywhere
         _check_timings(profile, cluster)
         _check_batch(graph, request, microbatch)
         allowed = _allowed(graph, cluster, request)
@@ -146,12 +149,30 @@ class PlanningProblem:
             first = graph.layers[min(self.one_device)].name
             return f"{first} keeps state that changes, and each pipeline would have its own"
         for name in graph.outputs:
-            if graph.tensor[name].batch_dim is None and graph.tensor[name].per_batch:
+            if graph.tensor[name].per_batch and not graph.tensor[name].in_parts:
                 return f"output {name} is one value for a whole batch"
         fewest = min(range(self.num_layers), key=lambda i: len(self.allowed[i]))
         if len(self.allowed[fewest]) < 2:
             return f"{graph.layers[fewest].name} may run on {min(self.allowed[fewest])} only"
         return None if self.batch > 1 else "the batch has one item"
+
+    @cached_property
+    def answers(self) -> tuple[str, ...]:
+        """The tensors of the answer as the root has it, after any combination of members."""
+        return answer_names(self.profile.model, self.request)
+
+    def keeps(self, device: str) -> tuple[str, ...]:
+        """Outputs of which a rank on ``device`` may come to hold a whole batch, for its caller."""
+        match self.request.destination:
+            case Destination.SCATTERED:
+                return tuple(dict.fromkeys(self.profile.model.outputs))
+            case Destination.ALL if device != self.cluster.root:
+                return self.answers
+        return ()
+
+    def delivered(self, device: str) -> bool:
+        """Whether the root sends the answer to ``device``."""
+        return self.request.destination is Destination.ALL and device != self.cluster.root
 
     @cached_property
     def devices(self) -> tuple[str, ...]:

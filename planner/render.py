@@ -273,10 +273,16 @@ def _answer(report: ExplainReport) -> list[str]:
     answers = [x for stage in stages for x in stage.sends if x.target == OUTPUT]
     tensors = list(dict.fromkeys(name for x in answers for name in x.tensors))
     moved = sum(x.num_bytes * x.times for x in answers)
-    return [
-        f"  answer: {report.aggregation} of {_cut(', '.join(tensors), 40)} on rank "
-        f"{report.root_rank}, {format_bytes(moved)} a batch"
-    ]
+    if report.destination == "scattered":
+        head = "  answer: scattered, each rank keeps that of its items"
+    else:
+        head = (
+            f"  answer: {report.aggregation} of {_cut(', '.join(tensors), 40)} on rank "
+            f"{report.root_rank}, {format_bytes(moved)} a batch"
+        )
+        head += "; then sent to every rank" if report.destination == "all" else ""
+    why = (textwrap.wrap(line, WIDTH - 10) for line in report.legal_because)
+    return [head, *(f"{' ' * 10}{line}" for lines in why for line in lines)]
 
 
 def _blocks(pipeline: PipelineShown, root_rank: int) -> Iterator[list[str]]:

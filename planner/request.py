@@ -31,6 +31,14 @@ class Split(StrEnum):
     PIPELINES = "pipelines"
 
 
+class Destination(StrEnum):
+    """Who has the answer: the root rank, every rank, or each rank that of its own items."""
+
+    ROOT = "root"
+    ALL = "all"
+    SCATTERED = "scattered"
+
+
 class Pin(Record):
     """These layers run on this device (``host/device``), whatever it costs."""
 
@@ -60,6 +68,7 @@ class PlanRequest(Document):
     by selectors (``planner.selection``): ``encoder.layer.0..5``, ``lm_head``.
     ``reserve_bytes`` is kept free on every device for the runtime; when absent, the resident
     memory of an empty rank as profiled. ``max_bytes`` caps single devices below what is free.
+    ``aggregation`` names the strategy for an ensemble's members, instead of the ensemble's own.
     """
 
     kind: Literal["PlanRequest"] = "PlanRequest"
@@ -79,5 +88,7 @@ class PlanRequest(Document):
     pins: tuple[Pin, ...] = ()
     forbids: tuple[Forbid, ...] = ()
     keep_together: tuple[str, ...] = ()
+    aggregation: str | None = None
+    destination: Destination = Destination.ROOT
     solver: str | None = None
     limits: Limits = Limits()

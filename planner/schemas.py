@@ -8,10 +8,12 @@ from planner.planfile import Plan
 from planner.request import PlanRequest
 from profiler.cluster import Cluster
 from profiler.documents import Document
+from profiler.ensemblefile import EnsembleFile
 from profiler.profile import Profile
 
 DOCUMENTS: dict[str, type[Document]] = {
     "cluster": Cluster,
+    "ensemble": EnsembleFile,
     "profile": Profile,
     "plan-request": PlanRequest,
     "plan": Plan,

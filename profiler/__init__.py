@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from profiler.cluster import Cluster
+    from profiler.ensemble import Ensemble
     from profiler.graph import ModelGraph
     from profiler.links import LinkOptions, measure_links
     from profiler.profile import Profile
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Cluster",
+    "Ensemble",
     "Example",
     "LinkOptions",
     "ModelGraph",
@@ -29,6 +31,7 @@ __all__ = [
 
 _HOMES = {
     "Cluster": "profiler.cluster",
+    "Ensemble": "profiler.ensemble",
     "Example": "profiler.sources",
     "LinkOptions": "profiler.links",
     "ModelGraph": "profiler.graph",

@@ -17,6 +17,7 @@ from profiler.export import Traced, trace
 from profiler.expressions import BATCH, rows_per_item, symbols_of
 from profiler.graph import Layer, ModelGraph, Tensor, Weight
 from profiler.layers import Group, Layering, find_layers
+from profiler.members import describe_members, split_leaves, unflatten_member
 from profiler.program import Node, StageProgram, WeightPort, rename
 from profiler.sharding.regions import Sharding, find_regions
 from profiler.sharding.slicing import only_sound
@@ -59,6 +60,14 @@ class Captured:
     def flatten_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
         """The leaves of a call's arguments, in the program's order."""
         return list(pytree.tree_flatten((tuple(args), dict(kwargs)))[0])
+
+    def member_leaves(self, leaves: list[Any]) -> list[list[Any]]:
+        """The leaves of an ensemble's members, each its own."""
+        return split_leaves(self.traced, leaves)
+
+    def unflatten_member(self, member: int, leaves: list[Any]) -> Any:
+        """The answer structure of one member of an ensemble around its leaves."""
+        return unflatten_member(self.traced, member, leaves)
 
     def unflatten_outputs(self, leaves: list[Any]) -> Any:
         """The model's own answer structure around leaves: a tuple, dict or dataclass."""
@@ -174,6 +183,9 @@ def _graph(
         layers=tuple(layers),
         tensors=tuple(tensors),
         weights=tuple(_weights(cutter, names, layering.state)),
+        ensemble=None
+        if model.ensemble is None
+        else describe_members(model.ensemble.combination, model.ensemble.refs, traced, encoded),
         notes=traced.notes,
     )
 

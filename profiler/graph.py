@@ -35,7 +35,9 @@ class Tensor(Record):
     ``batch_dim`` is the dim along which items lie one after another (``rows_per_item`` rows
     each); ``None`` when the tensor cannot be cut into items. ``per_batch`` says that its value
     belongs to one batch even though it cannot be cut (a mean over items, a square of
-    similarities): whoever reads it must see the whole batch.
+    similarities): whoever reads it must see the whole batch. ``reduction`` says that such a tensor
+    is the mean, sum or largest of what parts of the batch give (measured, and only for outputs
+    that no layer reads): then parts may be computed apart and put together.
     """
 
     name: str
@@ -44,6 +46,12 @@ class Tensor(Record):
     dtype: str
     batch_dim: int | None = None
     per_batch: bool = False
+    reduction: Literal["mean", "sum", "max"] | None = None
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether ranks that hold different items each have a part of it, not all of it."""
+        return self.batch_dim is not None or self.reduction is not None
 
     def num_bytes(self, symbols: Mapping[str, int]) -> int:
         """Bytes at the given symbol values; ``batch`` counts items."""
@@ -147,6 +155,23 @@ class SliceRegion(Record):
     twin: str
 
 
+class Members(Record):
+    """Several models in one graph, which answer for the same inputs.
+
+    ``members`` are the models by name, which their layers' names begin with; ``refs`` say where
+    each came from. ``answers`` has a row for each tensor of one member's answer: the tensors of
+    all members. ``strategy`` puts them together unless a plan says otherwise, with ``weights`` (one
+    a member) and ``dim``.
+    """
+
+    members: tuple[str, ...]
+    refs: tuple[str, ...]
+    answers: tuple[tuple[str, ...], ...]
+    strategy: str = "mean"
+    weights: tuple[float, ...] | None = None
+    dim: int | None = None
+
+
 class ModelGraph(Record):
     """Layers in a topological order, with the tensors and weights they touch.
 
@@ -156,7 +181,7 @@ class ModelGraph(Record):
     """
 
     name: str
-    source: Literal["factory", "huggingface", "pt2", "module"]
+    source: Literal["factory", "huggingface", "pt2", "module", "ensemble"]
     ref: str
     captured_by: str
     dtype: str
@@ -169,6 +194,7 @@ class ModelGraph(Record):
     tensors: tuple[Tensor, ...]
     weights: tuple[Weight, ...]
     regions: tuple[SliceRegion, ...] = ()
+    ensemble: Members | None = None
     notes: tuple[str, ...] = ()
 
     @model_validator(mode="after")
@@ -211,6 +237,8 @@ class ModelGraph(Record):
         for name in (*self.inputs, *self.outputs):
             if name not in known:
                 yield f"input or output {name!r} is not a tensor of the graph"
+        if self.ensemble is not None:
+            yield from _unlike(self.ensemble, set(self.outputs))
         sliced: set[str] = set()
         for region in self.regions:
             for name in region.layers:
@@ -311,3 +339,12 @@ class ModelGraph(Record):
     def total_weight_bytes(self) -> int:
         """Bytes of all weights, tied ones once."""
         return sum(w.num_bytes for w in self.weights)
+
+
+def _unlike(ensemble: Members, outputs: set[str]) -> Iterable[str]:
+    members = len(ensemble.members)
+    if members < 2 or len(ensemble.refs) != members:
+        yield f"the ensemble has {members} members and {len(ensemble.refs)} references"
+    for row in ensemble.answers:
+        if len(row) != members or not set(row) <= outputs:
+            yield f"the ensemble's answers {', '.join(row[:4])} are not one output of each member"

@@ -73,7 +73,7 @@ def load_directory(
             f"among them {missing[0]!r}; is the checkpoint complete, and of this architecture?"
         )
     chosen = example or _example_for(model, config, length)
-    _fake_parameters(model)
+    fake_parameters(model)
     return LoadedModel(
         kind="huggingface",
         ref=str(directory),
@@ -138,7 +138,7 @@ def _parameters_on_meta() -> Iterator[None]:
         changed.register_parameter = register
 
 
-def _fake_parameters(model: nn.Module) -> None:
+def fake_parameters(model: nn.Module) -> None:
     """Turn meta parameters into fake ones on the processor, tied ones into one."""
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
     made: dict[int, nn.Parameter] = {}

@@ -1,4 +1,5 @@
-"""Where models come from: a factory, a directory in Hugging Face form, a ``.pt2`` file, a module.
+"""Where models come from: a factory, a directory in Hugging Face form, a ``.pt2`` file, a module,
+or several of these together.
 
 Each source yields a :class:`LoadedModel`: something ``torch.export`` takes (or an exported program
 already), example inputs, and a place to read weights from by qualified name.
@@ -16,10 +17,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from profiler.ensemble import Combination, Ensemble
+from profiler.ensemblefile import ensemble_file
 from profiler.errors import ApportionError, InvalidInputError, UnsupportedModelError
 from profiler.weights import MemoryWeights, SafetensorsWeights, WeightSource
 
-SourceKind = Literal["factory", "huggingface", "pt2", "module"]
+SourceKind = Literal["factory", "huggingface", "pt2", "module", "ensemble"]
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,15 @@ class LoadedModel:
     weights: WeightSource
     has_weights: bool
     aliases: Mapping[str, str] = field(default_factory=dict)
+    ensemble: EnsembleSource | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnsembleSource:
+    """What makes a loaded module an ensemble: where its members came from, how they combine."""
+
+    refs: tuple[str, ...]
+    combination: Combination
 
 
 def load_model(
@@ -84,15 +96,19 @@ def load_model(
     """The model behind a reference, or around a module at hand.
 
     ``model`` is ``package.module:factory`` (called without arguments; returns the module and its
-    example inputs), a directory with ``config.json`` and safetensors, a ``.pt2`` file, or an
-    ``nn.Module`` (then ``example`` is needed). ``example`` overrides the source's own; ``length``
+    example inputs), a directory with ``config.json`` and safetensors, a ``.pt2`` file, an
+    ``ensemble.yaml`` that lists several of these or the directory it is in, or an ``nn.Module``
+    (then ``example`` is needed). ``example`` overrides the source's own; ``length``
     is the number of tokens of the inputs made for a directory.
 
     Raises:
         InvalidInputError: no such model; the factory raised or returned something else.
         UnsupportedModelError: the directory's architecture cannot be built.
     """
-    if length is not None and (isinstance(model, nn.Module) or not Path(model).is_dir()):
+    if length is not None and (
+        isinstance(model, nn.Module)
+        or not (Path(model).is_dir() or ensemble_file(Path(model)) is not None)
+    ):
         raise InvalidInputError("a length is only used for model directories")
     if isinstance(model, nn.Module):
         if example is None:
@@ -101,6 +117,11 @@ def load_model(
     path = Path(model)
     if path.suffix == ".pt2":
         return _from_pt2(path)
+    listed = ensemble_file(path)
+    if listed is not None:
+        from profiler.ensembleload import load_ensemble
+
+        return load_ensemble(path, listed, example, length=length)
     if path.is_dir():
         from profiler.huggingface import load_directory
 
@@ -110,13 +131,15 @@ def load_model(
         return _from_factory(model, example)
     raise InvalidInputError(
         f"{model!r} is not a model: give package.module:factory, a directory with config.json and "
-        "*.safetensors, or a .pt2 file"
+        "*.safetensors, an ensemble.yaml, or a .pt2 file"
     )
 
 
 def from_module(module: nn.Module, example: Example, *, kind: SourceKind, ref: str) -> LoadedModel:
     """Wrap a module that holds its weights; it is put in evaluation mode."""
     module.eval()
+    if isinstance(module, Ensemble):
+        module.require_callable(example.args, dict(example.kwargs))
     state = {
         name: tensor
         for name, tensor in module.state_dict(keep_vars=True).items()
@@ -131,6 +154,9 @@ def from_module(module: nn.Module, example: Example, *, kind: SourceKind, ref: s
         example=example,
         weights=MemoryWeights(state),
         has_weights=True,
+        ensemble=EnsembleSource(refs=module.refs, combination=module.combination)
+        if isinstance(module, Ensemble)
+        else None,
     )
 
 
@@ -207,6 +233,7 @@ def _from_pt2(path: Path) -> LoadedModel:
 
 
 __all__ = [
+    "EnsembleSource",
     "Example",
     "LoadedModel",
     "MemoryWeights",

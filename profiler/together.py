@@ -30,6 +30,7 @@ from profiler.links import LinkOptions, measure_between
 from profiler.measure import Effort
 from profiler.policy import LinkPolicy
 from profiler.profile import Conditions, DeviceTimings, Profile
+from profiler.reductions import with_reductions
 from profiler.session import (
     Observed,
     ProfileOptions,
@@ -216,8 +217,8 @@ def itemwise_everywhere(graph: ModelGraph, verdicts: Sequence[Sequence[bool]]) -
         layer.model_copy(update={"itemwise": all(found)})
         for layer, found in zip(graph.layers, zip(*verdicts, strict=True), strict=True)
     )
-    fields = {name: getattr(graph, name) for name in type(graph).model_fields}
-    return ModelGraph(**{**fields, "layers": layers})
+    found = {tensor.name: tensor.reduction for tensor in graph.tensors}
+    return with_reductions(graph.replaced(layers=layers), found)
 
 
 def _representatives(world: World, own: Cluster, groups: Sequence[Sequence[str]]) -> dict[str, str]:

@@ -1,28 +1,22 @@
 """How partial results become the answer: one class per strategy.
 
-Which strategy is legal is decided without torch, in ``planner.aggregation``; here they run.
+Which strategy is legal is decided without torch, in ``planner.strategies``; here they compute.
 """
 
 from __future__ import annotations
 
 from executor.aggregation.base import Aggregator
-from executor.aggregation.concat import ConcatAggregator
-from profiler.errors import InvalidInputError
+from executor.aggregation.collect import Collector, InPlace, KeptApart
+from executor.aggregation.members import combine_answers, combine_tensors
+from executor.aggregation.registry import AGGREGATORS, make_aggregator
 
-AGGREGATORS: tuple[type[Aggregator], ...] = (ConcatAggregator,)
-
-
-def choose_aggregator(name: str) -> type[Aggregator]:
-    """The strategy of this name.
-
-    Raises:
-        InvalidInputError: there is none that can be run.
-    """
-    for aggregator in AGGREGATORS:
-        if aggregator.name == name:
-            return aggregator
-    known = ", ".join(a.name for a in AGGREGATORS)
-    raise InvalidInputError(f"aggregation {name!r} cannot be run; there is {known}")
-
-
-__all__ = ["AGGREGATORS", "Aggregator", "ConcatAggregator", "choose_aggregator"]
+__all__ = [
+    "AGGREGATORS",
+    "Aggregator",
+    "Collector",
+    "InPlace",
+    "KeptApart",
+    "combine_answers",
+    "combine_tensors",
+    "make_aggregator",
+]

@@ -1,30 +1,37 @@
-"""What an aggregation strategy does: turns parts of an output, as they arrive, into the whole."""
+"""What an aggregation strategy does: turns the parts of an output into the whole."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Protocol
 
 import torch
 
+from planner.planfile import Combining
+
 
 class Aggregator(Protocol):
-    """Collects the parts of one output tensor on the root rank.
+    """Puts the parts of one output together; made from the plan's parameters.
 
-    Parts come in any order and each holds the items from ``low`` up to but not including ``high``.
+    A strategy of your own is such a class with one attribute more, ``strategy``: the
+    :class:`planner.strategies.Strategy` that says when it is right.
     """
 
     name: ClassVar[str]
 
-    def __init__(
-        self, *, shape: tuple[int, ...], dtype: torch.dtype, batch_dim: int | None, rows: int
-    ) -> None:
-        """``shape`` is that of the whole; items take ``rows`` rows of ``batch_dim``."""
+    def __init__(self, wanted: Combining) -> None:
+        """``wanted`` holds the plan's parameters."""
 
-    def buffer(self, low: int, high: int) -> torch.Tensor | None:
-        """Contiguous memory for a part to be received into, or None if there is none."""
+    def join(
+        self, parts: Sequence[torch.Tensor], items: Sequence[int]
+    ) -> torch.Tensor | list[torch.Tensor]:
+        """The whole, from parts in an order that does not depend on when they arrived.
 
-    def place(self, part: torch.Tensor, low: int, high: int) -> None:
-        """Take a part. Its memory may be one that :meth:`buffer` gave, or any other."""
+        ``items`` counts the items that each part answers for. Members of an ensemble all answer
+        for the same ones.
+        """
 
-    def result(self) -> torch.Tensor:
-        """The whole answer, once every part has been placed."""
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which sums of this one are formed: short floats lose digits at every step."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype

@@ -73,7 +73,7 @@ class _Builder:
         self.options, self.crossing = options, crossing
         self.cuts = [crossing.at(j) for j in range(problem.num_layers)]
         self.has_uncut = any(
-            problem.graph.tensor[name].batch_dim is None for cut in self.cuts for name in cut
+            not problem.graph.tensor[name].in_parts for cut in self.cuts for name in cut
         )
         self.root = problem.class_of.get(problem.cluster.root, -1)
         self.serial = any(
@@ -189,7 +189,7 @@ class _Builder:
             row = np.zeros(self.problem.num_layers)
             for j, names in enumerate(self.cuts):
                 for name in names:
-                    cut = tensors[name].batch_dim is not None
+                    cut = tensors[name].in_parts
                     count = held if cut else (items if first else 0)
                     if count:
                         row[j] += link.transfer_time_s(self.figures.tensor_bytes(name, count))
@@ -214,7 +214,7 @@ class _Builder:
             link = self.problem.links[(root, device) if incoming else (device, root)]
             for x, names in enumerate(sets):
                 for name in names:
-                    cut = self.problem.graph.tensor[name].batch_dim is not None
+                    cut = self.problem.graph.tensor[name].in_parts
                     count = share if cut else (items if incoming or r == 0 else 0)
                     if count:
                         num_bytes = self.figures.tensor_bytes(name, count)

@@ -267,7 +267,7 @@ class Segments:
         for name, written, read in crossing.inner:
             num_bytes = tensor_part(self.figures, part, name, items)
             entering[written + 1 : read + 1] += num_bytes
-            if graph.tensor[name].batch_dim is None:
+            if not graph.tensor[name].in_parts:
                 uncut[written + 1 : read + 1] += num_bytes
         results, uncut_results = (np.zeros((size, size), dtype=np.int64) for _ in range(2))
         last_read = {name: read for name, _, read in crossing.inner}
@@ -277,7 +277,7 @@ class Segments:
             # Runs that write it and end behind its last reader do not also relay it.
             ends = max(written, last_read[name]) + 1
             results[: written + 1, ends:] += num_bytes
-            if graph.tensor[name].batch_dim is None:
+            if not graph.tensor[name].in_parts:
                 uncut_results[: written + 1, ends:] += num_bytes
         per_set = np.array(
             [

@@ -108,7 +108,7 @@ class Slots:
         whole = all(self.slots[s].waits for s in (source, target) if s is not None)
         items = problem.batch if whole else problem.microbatch
         count = 1 if whole else problem.num_microbatches
-        cut = problem.graph.tensor[tensor].batch_dim is not None
+        cut = problem.graph.tensor[tensor].in_parts
         senders, receivers = self._ends(source, items), self._ends(target, items)
         for a, (device_a, name_a, start, stop) in enumerate(senders if cut else senders[:1]):
             for b, (device_b, name_b, first, last) in enumerate(receivers):

@@ -222,7 +222,7 @@ class StageGraphs:
         terms += [(depth * size[v], moved) for (v, _, t), moved in self.moves.items() if t == s]
         for name in size:
             leaving = [moved for (v, a, _), moved in self.moves.items() if (v, a) == (name, s)]
-            if leaving and (r == 0 or graph.tensor[name].batch_dim is not None):
+            if leaving and (r == 0 or graph.tensor[name].in_parts):
                 terms.append((depth * size[name], self.model.either(leaving)))
         # In units that keep sums small; rounded down, so that nothing that fits is cut off.
         unit = 1 + (sum(c for c, _ in terms) + max(alive.values())) // MAX_UNITS

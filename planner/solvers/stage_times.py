@@ -185,7 +185,8 @@ class StageTimes:
                     way = self._way(name) if len(graph.readers[name]) == 1 else []
                     before = done[graph.layer_index[producer]]
                     model.at_least(done[i], [(1, before), *way, *spent])
-            if any(name in graph.outputs for name in layer.writes):
+            # Where no answer leaves the ranks, a batch ends with whichever layer ends last.
+            if not graph.outputs or any(name in graph.outputs for name in layer.writes):
                 model.at_least(self.top, [(1, done[i])])
 
     def _way(self, name: str) -> Terms:

@@ -455,6 +455,6 @@ def test_every_rule_has_a_test_here() -> None:
     tested = {code for code, _, _ in STRUCTURE + TRANSFERS}
     tested |= {"pin", "forbid", "keep-together", "max-stages", "request-layers", "memory"}
     tested |= {"estimate", "objective", "bound", "status", "certificate", "idle", "edited"}
-    tested |= {"extrapolated", "static-batch", "state", "aggregation", "baseline"}
+    tested |= {"extrapolated", "static-batch", "state", "aggregation", "answer", "baseline"}
     tested |= {"slices"}  # test_check_slices
     assert tested == set(RULES)

@@ -205,7 +205,8 @@ class TestPlan:
             "--batch-size", "8", "--microbatch-size", "4", "--split", "layers",
             "--pin", "l0..1=h/a", "--forbid", "h/d", "--forbid", "l2=h/c",
             "--keep-together", "l2..3", "--reserve", "1KiB", "--max-memory", "h/b=1MiB",
-            "--max-stages", "2", "--time-limit", "7",
+            "--max-stages", "2", "--time-limit", "7", "--aggregation", "concat",
+            "--destination", "all",
         )  # fmt: skip
         assert (code, err[:4]) == (0, "Plan")
         request = Plan.load("new.yaml").inputs.request.model_dump(mode="json", exclude_none=True)
@@ -222,8 +223,16 @@ class TestPlan:
             "pins": [{"layers": "l0..1", "device": "h/a"}],
             "forbids": [{"device": "h/d"}, {"device": "h/c", "layers": "l2"}],
             "keep_together": ["l2..3"],
+            "aggregation": "concat",
+            "destination": "all",
             "limits": {"time_s": 7.0, "workers": 1, "seed": 0},
         }
+
+    def test_an_illegal_aggregation_is_bad_input_with_the_legal_choices(self, here: Path) -> None:
+        code, out, err = call("plan", "profile.json", "--batch-size", "4", "--aggregation", "sum")
+        assert (code, out) == (2, "")
+        assert "mixes the answers of different items" in err
+        assert "Legal here: concat" in err
 
     def test_flags_win_over_the_file_and_the_rest_of_it_holds(self, here: Path) -> None:
         Path("request.yaml").write_text(

@@ -20,7 +20,7 @@ MIXING = {
     "clip": {"matmul"},
     "batch_statistics": {"a"},
     "batch_share": {"a"},
-    "batch_similarity": {"c", "matmul"},
+    "batch_similarity": {"matmul"},  # the mean that c also gives is a reduction
     "counter": {"b"},
     "cache": {"b"},
     "conditional": {"a", "cond"},

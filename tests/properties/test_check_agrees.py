@@ -21,11 +21,11 @@ from planner.flows import Routing
 from planner.lower import estimate, lower
 from planner.planfile import FileInput, IdleDevice, ModelInput, Plan, PlanInputs
 from planner.problem import PlanningProblem
-from planner.request import Forbid, Limits, Objective, Pin, PlanRequest, Split
+from planner.request import Destination, Forbid, Limits, Objective, Pin, PlanRequest, Split
 from planner.solvers.base import Assignment, PipelineAssignment, StageAssignment
 from profiler.cluster import Cluster, Link
 from profiler.errors import InfeasiblePlanError, InvalidInputError
-from profiler.graph import ModelGraph
+from profiler.graph import Members, ModelGraph
 from profiler.profile import PRELUDE, Measurement, Profile
 from tests.support.builders import GIB, chain_graph, make_cluster, make_graph, make_profile
 from tests.support.plans import Part, make_plan, with_evidence
@@ -166,13 +166,45 @@ def random_request(chance: random.Random, profile: Profile) -> PlanRequest:
     )
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_every_plan_that_is_found_satisfies_the_checker(seed: int) -> None:
+def reduced(profile: Profile, chance: random.Random) -> Profile:
+    """The same with some outputs of a reduction over items instead of values for each."""
+    graph = profile.model
+    tensors = tuple(
+        t.model_copy(
+            update={"shape": (64,), "batch_dim": None, "per_batch": True, "reduction": "mean"}
+        )
+        if t.name in graph.outputs and t.batch_dim is not None and chance.random() < 0.4
+        else t
+        for t in graph.tensors
+    )
+    return profile.replaced(model=graph.replaced(tensors=tensors))
+
+
+def ensemble_of(profile: Profile) -> Profile:
+    """The same with all outputs those of members, if there are several and they are alike."""
+    graph = profile.model
+    alike = {(t.shape, t.batch_dim) for t in map(graph.tensor.__getitem__, graph.outputs)}
+    if len(graph.outputs) < 2 or len(alike) > 1:
+        return profile
+    names = tuple(f"member{i}" for i in range(len(graph.outputs)))
+    together = Members(members=names, refs=names, answers=(graph.outputs,), strategy="stack")
+    return profile.replaced(model=graph.replaced(ensemble=together))
+
+
+@pytest.mark.parametrize(
+    ("seed", "destination"),
+    [*((seed, Destination.ROOT) for seed in range(6)), (7, Destination.ALL), (8, "scattered")],
+)
+def test_every_plan_that_is_found_satisfies_the_checker(seed: int, destination: str) -> None:
     chance = random.Random(seed)
     seen: Counter[str] = Counter()
     for number in range(PROBLEMS_A_SEED):
         profile = random_profile(chance)
         request = random_request(chance, profile)
+        if seed > 4:
+            request = request.replaced(destination=Destination(destination))
+            if destination != "scattered":
+                profile = ensemble_of(reduced(profile, chance))
         try:
             made = plan(profile, request)
         except (InfeasiblePlanError, InvalidInputError) as error:

@@ -8,11 +8,11 @@ from typing import Literal
 
 import yaml
 
+from planner.aggregation import choose
 from planner.check import rederive
 from planner.planfile import (
     INPUT,
     OUTPUT,
-    Aggregation,
     Estimate,
     FileInput,
     IdleDevice,
@@ -31,7 +31,7 @@ from planner.planfile import (
     place,
     plan_id,
 )
-from planner.request import PlanRequest
+from planner.request import Destination, PlanRequest
 from planner.selection import fold
 from profiler.cluster import Cluster
 from profiler.graph import ModelGraph
@@ -77,7 +77,7 @@ def make_plan(
     names = [layer.name for layer in profile.model.layers]
     spec = PlanSpec(
         schedule=Schedule(microbatch_size=micro),
-        aggregation=Aggregation(),
+        aggregation=choose(profile.model, request),
         pipelines=tuple(
             Pipeline(
                 index=p,
@@ -110,6 +110,7 @@ def make_plan(
             transfer
             for p, parts in enumerate(pipelines)
             for transfer in _transfers(profile.model, p, parts, (micro, items[p]), routing)
+            if transfer.target != OUTPUT or request.destination is not Destination.SCATTERED
         ),
     )
     model = profile.model

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
+from executor.running import RunOptions
 from executor.schedule import split_items
 from executor.session import Session
 from executor.verification import tolerance
@@ -41,6 +42,14 @@ def made_up_profile(captured: Captured, *, num_devices: int = 4) -> Profile:
 def observed(captured: Captured) -> ModelGraph:
     """The graph with itemwise layers as observed."""
     return with_itemwise(captured.graph, LayerBench(captured, device=torch.device("cpu")))
+
+
+Splitting = Callable[[Profile], Plan]
+
+
+def options(profile: Profile) -> RunOptions:
+    """Options by which plans are checked against ``profile``."""
+    return RunOptions(profile=profile)
 
 
 def session(
