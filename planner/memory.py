@@ -5,7 +5,7 @@ The formulas are those of ``docs/cost-model.md``, section "Memory of a rank".
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
