@@ -16,6 +16,7 @@ from profiler.encode import Encoded, encode
 from profiler.export import Traced, trace
 from profiler.expressions import BATCH, rows_per_item, symbols_of
 from profiler.graph import Layer, ModelGraph, Tensor, Weight
+from profiler.hints import disagreements
 from profiler.layers import Group, Layering, find_layers
 from profiler.members import describe_members, split_leaves, unflatten_member
 from profiler.program import Node, StageProgram, WeightPort, rename
@@ -96,6 +97,9 @@ def capture(model: LoadedModel) -> Captured:
         weight_names={weight: same[0] for weight, same in names.items()},
     )
     sharding = only_sound(sharding, cutter)
+    graph = graph.model_copy(update={"regions": sharding.regions})
+    shapes = {names[p.weight][0]: p.shape for p in encoded.program.weights}
+    notes = (*graph.notes, *disagreements(graph, shapes, model.module))
     return Captured(
         source=model,
         traced=traced,
@@ -103,7 +107,7 @@ def capture(model: LoadedModel) -> Captured:
         layering=layering,
         cutter=cutter,
         sharding=sharding,
-        graph=graph.model_copy(update={"regions": sharding.regions}),
+        graph=graph.model_copy(update={"notes": notes}),
         stored_as={weight: same[0] for weight, same in names.items()},
     )
 
