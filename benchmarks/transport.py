@@ -3,7 +3,7 @@
     python benchmarks/transport.py [--quick] [--json FILE]
 
 Two processes on loopback; every comparison alternates its sides, medians count. Streams keep
-``WINDOW`` messages under way, as ranks do; the same buffers and windows on every side. As root, the
+``WINDOW`` messages under way, the same buffers and windows on every side. As root, the
 two processes are also put on emulated hosts with a shaped wire between them.
 
 ``bandwidth_over_raw_gloo_min``: the worst over message sizes from 1 MiB on. The limit is 1.
@@ -42,7 +42,7 @@ from profiler.cluster import Cluster, Device, Host
 from profiler.emulation import Emulation
 from profiler.units import parse_bytes_per_s
 
-WINDOW = 4
+WINDOW = 8
 SIZES = (2**20, 4 * 2**20, 16 * 2**20)
 TINY_BYTES = 4
 WIRES = ("10Mbit/s", "100Mbit/s", "1Gbit/s")
