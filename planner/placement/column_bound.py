@@ -8,8 +8,9 @@ once. Relaxed to fractions, with ``n_c`` devices of class ``c``,
 
 and ``q > 1`` shows that no placement stays below ``T``. By duality this is so as soon as prices
 ``p`` of the blocks are found with ``sum p > sum_c n_c max_S p(S)``; the maxima come from
-:class:`~planner.placement.pricing.Pricer`, the prices from a linear program over the sets found
-so far, smoothed towards the best prices yet.
+:class:`~planner.placement.pricing.Pricer`. Prices start as the times of the blocks (which gives the
+bound of sharing out all work), and improve by a linear program over the sets found so far, within
+a box around the best prices yet (Marsten, Hogan and Blankenship 1975).
 """
 
 from __future__ import annotations
@@ -19,24 +20,25 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from planner.placement.blocks import Blocks, Floats
+from planner.placement.blocks import Blocks, Floats, slowness
 from planner.placement.or_tools import LinearMaster
 from planner.placement.pricing import Pricer
 from planner.solvers.base import SolveLimits, SolveStatus
 
-SMOOTHING = 0.6
-CONVERGED = 1e-6
+Column = tuple[int, tuple[int, ...]]
+"""A class of devices, and blocks that a device of this class can hold."""
+
+FIRST_BOX = 0.25
+BOX_GROWTH, BOX_SHRINK = 1.5, 0.7
+ENOUGH = 1e-6
 
 
 class Refutation:
-    """The attempt to show that no placement of ``blocks`` stays below ``ceiling_s``.
+    """The attempt to show that no placement of ``blocks`` stays below ``ceiling_s``."""
 
-    Sets from one attempt are a start for the next (:attr:`columns`).
-    """
-
-    def __init__(self, blocks: Blocks, *, ceiling_s: float, ticks: int) -> None:
+    def __init__(self, blocks: Blocks, *, ceiling_s: float, ticks: tuple[int, int]) -> None:
         self.blocks = blocks
-        self.columns: list[tuple[int, tuple[int, ...]]] = []
+        self.columns: list[Column] = []
         self.pricers = [
             Pricer(blocks, c, ceiling_s=ceiling_s, ticks=ticks) for c in range(len(blocks.counts))
         ]
@@ -51,8 +53,8 @@ class Refutation:
             self._master.add(1.0, {b: 1.0})
             self._master.add(1.0, {b: -1.0})
 
-    def add(self, columns: Iterable[tuple[int, tuple[int, ...]]]) -> None:
-        """Sets to start from, each with the class of device that holds it."""
+    def add(self, columns: Iterable[Column]) -> None:
+        """Sets to start from."""
         for c, chosen in columns:
             entries = dict.fromkeys(chosen, 1.0) | {self.blocks.num_blocks + c: 1.0}
             self._master.add(0.0, entries)
@@ -62,44 +64,49 @@ class Refutation:
         """INFEASIBLE: no placement. FEASIBLE: not to be shown this way. UNKNOWN: out of time."""
         if not self.possible:
             return SolveStatus.FEASIBLE
-        num, centre = self.blocks.num_blocks, None
-        smoothing = SMOOTHING
-        while not limits.expired:
-            solved = self._master.solve()
-            if solved is None:
-                return SolveStatus.UNKNOWN
-            quotient, prices, _ = solved
-            if quotient <= 1 - CONVERGED:
-                return SolveStatus.FEASIBLE
-            own = np.array(prices[:num])
-            tried = own if centre is None else smoothing * centre + (1 - smoothing) * own
-            found, ratio = self._price(tried)
-            if ratio > 1 + 1e-9:
-                self.ratio = ratio
-                return SolveStatus.INFEASIBLE
-            if ratio > self.ratio:
-                self.ratio, centre = ratio, tried
-            new = [
-                (c, chosen)
-                for c, chosen in found
-                if sum(own[b] for b in chosen) > -prices[num + c] + CONVERGED * 1e-2
-            ]
-            if new:
-                self.add(new)
-                smoothing = SMOOTHING
-            elif smoothing == 0.0 or centre is None:
-                return SolveStatus.FEASIBLE
+        least, _ = slowness(self.blocks)
+        centre = self._try(least)
+        box = FIRST_BOX
+        while not limits.expired and self.ratio <= 1 + 1e-9:
+            tried, expected = self._improved(centre, box)
+            if tried is None or expected <= 1 + ENOUGH:
+                if tried is None or box > 1e3:
+                    return SolveStatus.FEASIBLE
+                box *= 4
+                continue
+            before = self.ratio
+            scaled = self._try(tried)
+            if self.ratio > before:
+                centre = scaled
+                box *= BOX_GROWTH if self.ratio - before > 0.3 * (expected - before) else 1.0
             else:
-                smoothing = 0.0
-        return SolveStatus.UNKNOWN
+                box = max(box * BOX_SHRINK, 1e-3)
+        return SolveStatus.INFEASIBLE if self.ratio > 1 + 1e-9 else SolveStatus.UNKNOWN
 
-    def _price(self, prices: Floats) -> tuple[list[tuple[int, tuple[int, ...]]], float]:
-        """The best set of each class, and how far the prices exceed what devices can hold."""
-        found, held = [], 0.0
+    def _improved(self, centre: Floats, box: float) -> tuple[Floats | None, float]:
+        """Prices in a box around ``centre`` that sets known so far allow, and their ratio."""
+        num = self.blocks.num_blocks
+        reach = box * np.maximum(np.abs(centre), np.abs(centre).mean())
+        for b in range(num):
+            self._master.set_cost(1 + 2 * b, float(centre[b] + reach[b]))
+            self._master.set_cost(2 + 2 * b, float(reach[b] - centre[b]))
+        solved = self._master.solve()
+        if solved is None:
+            return None, 0.0
+        return np.array(solved[1][:num]), solved[0]
+
+    def _try(self, prices: Floats) -> Floats:
+        """Find the best sets at these prices; the prices scaled so that devices hold 1 of them."""
+        held, found = 0.0, []
         for c, (pricer, count) in enumerate(zip(self.pricers, self.blocks.counts, strict=True)):
             value, chosen = pricer.best(prices)
             held += count * max(value, 0.0)
             if chosen:
                 found.append((c, chosen))
+        self.add(found)
         total = math.fsum(prices)
-        return found, total / held if held > 0 else (math.inf if total > 0 else 0.0)
+        if held <= 0:
+            self.ratio = math.inf if total > 0 else self.ratio
+            return prices
+        self.ratio = max(self.ratio, total / held)
+        return np.asarray(prices / held, np.float64)

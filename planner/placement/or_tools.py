@@ -109,6 +109,10 @@ class LinearMaster:
             self._rows[row].SetCoefficient(column, value)
         self._columns.append(column)
 
+    def set_cost(self, column: int, cost: float) -> None:
+        """Change what a column costs; columns count from 0 in the order they were added."""
+        self._objective.SetCoefficient(self._columns[column], cost)
+
     def solve(self) -> tuple[float, list[float], list[float]] | None:
         """Objective, price of each row and value of each column, or None if it failed."""
         if self._solver.Solve() != pywraplp.Solver.OPTIMAL:

@@ -43,7 +43,9 @@ class Pricer:
     these limits count as fitting, which keeps bounds valid.
     """
 
-    def __init__(self, blocks: Blocks, cls: int, *, ceiling_s: float, ticks: int) -> None:
+    def __init__(
+        self, blocks: Blocks, cls: int, *, ceiling_s: float, ticks: tuple[int, int]
+    ) -> None:
         self.order = _order(blocks)
         self.num_states = [1]
         self._blocks, self._cls, self._ceiling_s = blocks, cls, ceiling_s
@@ -51,8 +53,8 @@ class Pricer:
         self.feasible = steps is not None
         if steps is None:
             return
-        total = sum(self.num_states)
-        self.ticks = max(50, min(ticks, MAX_CELLS // total))
+        most = max(50, MAX_CELLS // sum(self.num_states))
+        self.ticks = _grid(blocks, cls, ceiling_s, (min(ticks[0], most), min(ticks[1], most)))
         self._steps = self._moves(steps)
 
     def _states(self) -> list[list[tuple[int, int, bool, float]]] | None:
@@ -159,6 +161,20 @@ class Pricer:
                 chosen.append(self.order[k])
             state, tick = source, tick - ticks
         return tuple(sorted(chosen))
+
+
+def _grid(blocks: Blocks, cls: int, ceiling_s: float, between: tuple[int, int]) -> int:
+    """The number of ticks to a ceiling at which rounding down loses least, in proportion."""
+    values = np.concatenate(
+        [blocks.times_s[cls], [blocks.factors[cls] * cost for _, cost in blocks.nets]]
+    )
+    values = values[(values > 0) & (values <= ceiling_s)] / ceiling_s
+    candidates = np.arange(between[0], between[1] + 1)
+    if not values.size:
+        return int(candidates[0])
+    scaled = values[None, :] * candidates[:, None]
+    lost = (scaled - np.floor(scaled * (1 - 1e-12))).sum(axis=1) / candidates
+    return int(candidates[np.argmin(lost)])
 
 
 def _order(blocks: Blocks) -> list[int]:
