@@ -24,6 +24,7 @@ from planner.placement.contiguous import best_line
 from planner.placement.downsets import DownSets, down_sets
 from planner.placement.model import PlacementModel
 from planner.placement.or_tools import LARGEST_SUM, solve_integer
+from planner.placement.pairs import improved
 from planner.placement.problem import PlacementProblem
 from planner.solvers.base import TOLERANCE, SolveLimits, SolveStatus
 
@@ -56,15 +57,12 @@ def place_any(
     search = _Search(problem, ordered=False)
     if start is not None:
         search.keep(start.devices)
-    rounds = 0
-    while not limits.expired and not search.proved:
-        rounds += 1
-        share = limits.remaining_s() * 0.3
-        search.by_columns(_until(limits, share))
-        before = search.objective_s
-        search.by_integers(_until(limits, max(2.0, limits.remaining_s() * 0.5)))
-        if search.objective_s == before and rounds > 1 and not math.isinf(before):
-            break
+    search.by_pairs(_until(limits, limits.remaining_s() * 0.3))
+    search.by_columns(_until(limits, limits.remaining_s() * 0.3))
+    before = search.objective_s
+    search.by_integers(_until(limits, limits.remaining_s() * 0.5))
+    if search.objective_s < before:
+        search.by_pairs(_until(limits, limits.remaining_s() * 0.5))
     search.by_columns(limits)
     return search.result(ANY, "columns, CP-SAT")
 
@@ -184,13 +182,23 @@ class _Search:
         """The device of each block in the best placement; None if it separates one."""
         if self.devices is None:
             return None
-        found = []
+        found: list[int] = []
         for members in blocks.members:
             own = {self.devices[i] for i in members}
             if len(own) > 1:
                 return None
             found.extend(own)
         return tuple(found)
+
+    def by_pairs(self, limits: SolveLimits) -> None:
+        """Better placements by sharing out the blocks of two devices again, pair after pair."""
+        if self.devices is None:
+            return
+        blocks = self.blocks
+        held = self._held(blocks)
+        if held is not None:
+            found = improved(blocks, held, goal_s=self.bound_s, limits=limits)
+            self.keep(blocks.spread(found))
 
     def by_columns(self, limits: SolveLimits) -> None:
         """Raise the bound: refute ceilings, first the one that makes the gap small."""

@@ -1,15 +1,23 @@
-"""The set of blocks of the highest price that one device can hold below a ceiling.
+"""Choosing the blocks of one device by dynamic programming: the dearest set, or the best split.
 
-Maximise ``sum of prices of S`` over sets ``S`` with ``load(S) <= T``: dynamic programming over the
-blocks in an order that keeps few nets open. A state says of each open net whether none, all or some
-(paid for) of its blocks so far are in ``S``; loads are counted in ticks, each block and net rounded
-down. So every set that fits is looked at, and the highest price found is an upper bound for them.
+Blocks come in an order that keeps few nets open. A state says of each open net whether none, all
+or some of its blocks so far are chosen; the load of the chosen ones is counted in ticks up to a
+ceiling. Two questions are answered that way:
+
+* :class:`Pricer`: maximise the sum of prices over sets that fit below a ceiling. Loads are rounded
+  down, so that every set that fits is looked at: what is found is an upper bound.
+* :class:`Splitter`: share out the blocks of two devices between them again so that the larger
+  load is least. Loads of one device are rounded up, those of the other are exact: what is found
+  is no worse than it says.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 import networkx as nx
 import numpy as np
@@ -26,104 +34,145 @@ MAX_CELLS = 6 * 10**7
 """States times ticks over all blocks: two bytes each are kept to find the set again."""
 
 
+class Rounding(Enum):
+    """Which way seconds become ticks."""
+
+    DOWN = "down"
+    UP = "up"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Side:
+    """What blocks and nets cost one of two devices."""
+
+    times_s: Floats
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Move:
+    """From a state before a block to one behind it; what chosen and other blocks cost by it."""
+
+    source: int
+    target: int
+    taken: bool
+    own_s: float
+    other_s: float
+
+
 @dataclass(frozen=True, slots=True)
 class _Moves:
-    """Moves from states before a block to states behind it that take equally many ticks."""
+    """Moves that take equally many ticks, no two of them to the same state."""
 
     taken: bool
     ticks: int
     sources: Ints
     targets: Ints
+    other_s: Floats
 
 
-class Pricer:
-    """Prices sets of blocks for one class of devices.
-
-    Memory and, where transfers have a wire of their own, transfers are left out: sets that break
-    these limits count as fitting, which keeps bounds valid.
-    """
+class _Program:
+    """States, moves and ticks for a set of blocks; finds the best path for given prices."""
 
     def __init__(
-        self, blocks: Blocks, cls: int, *, ceiling_s: float, ticks: tuple[int, int]
+        self,
+        blocks: Blocks,
+        order: Sequence[int],
+        sides: tuple[_Side, _Side],
+        ceiling_s: float,
     ) -> None:
-        self.order = _order(blocks)
+        self.order = list(order)
         self.num_states = [1]
-        self._blocks, self._cls, self._ceiling_s = blocks, cls, ceiling_s
-        steps = self._states()
-        self.feasible = steps is not None
-        if steps is None:
-            return
-        most = max(50, MAX_CELLS // sum(self.num_states))
-        self.ticks = _grid(blocks, cls, ceiling_s, (min(ticks[0], most), min(ticks[1], most)))
-        self._steps = self._moves(steps)
+        self.ceiling_s = ceiling_s
+        self._blocks, (self._own, self._other) = blocks, sides
+        self._paths = self._states()
+        self.feasible = self._paths is not None
+        self.ticks = 0
+        self._steps: list[list[_Moves]] = []
 
-    def _states(self) -> list[list[tuple[int, int, bool, float]]] | None:
-        """For each block, moves (source, target, taken, seconds); None if states get too many."""
-        blocks, cls = self._blocks, self._cls
-        serial = blocks.problem.charging is Charging.DEVICE
-        factor = float(blocks.factors[cls]) if serial else 0.0
+    def _states(self) -> list[list[_Move]] | None:
+        """For each block its moves; None if states get too many."""
+        nets, inside = [], set(self.order)
+        if self._own.factor > 0 or self._other.factor > 0:
+            nets = [net for net in self._blocks.nets if not inside.isdisjoint(net[0])]
+        leaves = [not inside.issuperset(pins) for pins, _ in nets]
         position = {b: k for k, b in enumerate(self.order)}
-        nets = [net for net in blocks.nets if factor > 0]
         touching: dict[int, list[int]] = defaultdict(list)
         closes = []
         for e, (pins, _) in enumerate(nets):
-            closes.append(max(position[b] for b in pins))
+            closes.append(max(position[b] for b in pins if b in inside))
             for b in pins:
                 touching[b].append(e)
         open_nets: list[int] = []
         states: dict[tuple[int, ...], int] = {(): 0}
-        steps = []
+        paths = []
         for k, b in enumerate(self.order):
             own = touching[b]
             opened = [e for e in own if e not in open_nets]
             following = [e for e in (*open_nets, *opened) if closes[e] > k]
-            time_s = float(blocks.times_s[cls, b])
+            sides = [s for s in (False, True) if self._runs(b, taken=s)]
             found: dict[tuple[int, ...], int] = {}
             moves = []
             for state, source in states.items():
                 before = dict(zip(open_nets, state, strict=True))
-                for taken in (False, True) if time_s <= self._ceiling_s else (False,):
+                for taken in sides:
                     here = ALL if taken else NONE
-                    after, paid = dict(before), 0.0
+                    after, paid = dict(before), [0.0, 0.0]
                     for e in own:
-                        old = before.get(e, here)
-                        if old not in (here, SOME):
-                            paid += nets[e][1]
-                            old = SOME
-                        after[e] = old
+                        cost, old = nets[e][1], before.get(e)
+                        if leaves[e] and old not in (here, SOME):
+                            # Whoever touches a net that others hold too pays for it.
+                            paid[taken] += cost
+                        elif old is not None and old not in (here, SOME):
+                            paid = [paid[0] + cost, paid[1] + cost]
+                        after[e] = here if old in (None, here) else SOME
                     key = tuple(after[e] for e in following)
                     target = found.setdefault(key, len(found))
-                    moves.append((source, target, taken, factor * paid + taken * time_s))
+                    moves.append(self._move(b, (source, target), taken=taken, paid=paid))
             if len(found) > MAX_STATES:
                 return None
             states, open_nets = found, following
             self.num_states.append(len(found))
-            steps.append(moves)
-        return steps
+            paths.append(moves)
+        return paths
 
-    def _moves(self, steps: list[list[tuple[int, int, bool, float]]]) -> list[list[_Moves]]:
-        """Moves of a block, grouped so that no two of a group lead to the same state."""
-        unit = self._ceiling_s / self.ticks
-        grouped = []
-        for moves in steps:
-            groups: dict[tuple[bool, int, int], list[tuple[int, int]]] = defaultdict(list)
+    def _runs(self, b: int, *, taken: bool) -> bool:
+        side = self._own if taken else self._other
+        return bool(side.times_s[b] <= self.ceiling_s)
+
+    def _move(self, b: int, ends: tuple[int, int], *, taken: bool, paid: list[float]) -> _Move:
+        own = self._own.factor * paid[1] + (float(self._own.times_s[b]) if taken else 0.0)
+        other = self._other.factor * paid[0] + (0.0 if taken else float(self._other.times_s[b]))
+        return _Move(*ends, taken, own, other)
+
+    def scale(self, ticks: int, rounding: Rounding) -> None:
+        """Count loads in ``ticks`` ticks to the ceiling."""
+        self.ticks = ticks
+        unit = self.ceiling_s / ticks
+        for moves in self._paths or ():
+            groups: dict[tuple[bool, int, int], list[_Move]] = defaultdict(list)
             seen: dict[tuple[bool, int, int], int] = defaultdict(int)
-            for source, target, taken, seconds in moves:
-                ticks = int(seconds / unit * (1 - 1e-12))
-                if ticks <= self.ticks:
-                    layer = seen[taken, ticks, target]
-                    seen[taken, ticks, target] += 1
-                    groups[taken, ticks, layer].append((source, target))
-            grouped.append(
-                [
-                    _Moves(taken, ticks, *np.array(pairs, np.int64).T.copy())
-                    for (taken, ticks, _), pairs in sorted(groups.items())
-                ]
-            )
-        return grouped
+            for move in moves:
+                if rounding is Rounding.DOWN:
+                    taken = math.floor(move.own_s / unit * (1 - 1e-12))
+                else:
+                    taken = math.ceil(move.own_s / unit * (1 + 1e-12))
+                if taken <= ticks:
+                    key = (move.taken, taken, move.target)
+                    groups[move.taken, taken, seen[key]].append(move)
+                    seen[key] += 1
+            self._steps.append([_together(key, group) for key, group in sorted(groups.items())])
 
-    def best(self, prices: Floats) -> tuple[float, tuple[int, ...]]:
-        """An upper bound on the price of any set that fits, and the set that reaches it."""
+    @property
+    def most_ticks(self) -> int:
+        """As many as memory allows."""
+        return max(50, MAX_CELLS // sum(self.num_states))
+
+    def run(self, prices: Floats, other_price: float) -> tuple[Floats, list[NDArray[np.int16]]]:
+        """By final tick: prices of the chosen minus ``other_price`` a second of the others.
+
+        Also, for :meth:`trace`, where each state came from.
+        """
         width = self.ticks + 1
         value = np.full((1, width), -np.inf)
         value[0, 0] = 0.0
@@ -132,8 +181,8 @@ class Pricer:
             reached = np.full((num, width), -np.inf)
             source = np.full((num, width), -1, np.int16)
             for move in groups:
-                gain = float(prices[b]) if move.taken else 0.0
-                offered = value[move.sources, : width - move.ticks] + gain
+                gain = (float(prices[b]) if move.taken else 0.0) - other_price * move.other_s
+                offered = value[move.sources, : width - move.ticks] + gain[:, None]
                 present = reached[move.targets, move.ticks :]
                 better = offered > present
                 reached[move.targets, move.ticks :] = np.where(better, offered, present)
@@ -142,11 +191,10 @@ class Pricer:
                 source[move.targets, move.ticks :] = np.where(better, label, old)
             came.append(source)
             value = reached
-        end = int(np.argmax(value[0]))
-        return float(value[0, end]), self._trace(came, end)
+        return value[0], came
 
-    def _trace(self, came: list[NDArray[np.int16]], tick: int) -> tuple[int, ...]:
-        """The blocks of the set that ends at ``tick``."""
+    def trace(self, came: list[NDArray[np.int16]], tick: int) -> tuple[int, ...]:
+        """The chosen blocks of the path that ends at ``tick``."""
         state, chosen = 0, []
         for k in reversed(range(len(self.order))):
             label = int(came[k][state, tick])
@@ -163,6 +211,72 @@ class Pricer:
         return tuple(sorted(chosen))
 
 
+def _together(key: tuple[bool, int, int], moves: Iterable[_Move]) -> _Moves:
+    sources, targets, others = zip(*((m.source, m.target, m.other_s) for m in moves), strict=True)
+    return _Moves(
+        key[0],
+        key[1],
+        np.array(sources, np.int64),
+        np.array(targets, np.int64),
+        np.array(others, np.float64),
+    )
+
+
+class Pricer:
+    """Prices sets of blocks for one class of devices.
+
+    Memory and, where transfers have a wire of their own, transfers are left out: sets that break
+    these limits count as fitting, which keeps bounds valid.
+    """
+
+    def __init__(
+        self, blocks: Blocks, cls: int, *, ceiling_s: float, ticks: tuple[int, int]
+    ) -> None:
+        serial = blocks.problem.charging is Charging.DEVICE
+        own = _Side(
+            times_s=blocks.times_s[cls], factor=float(blocks.factors[cls]) if serial else 0.0
+        )
+        rest = _Side(times_s=np.zeros(blocks.num_blocks), factor=0.0)
+        order = line_up(blocks, range(blocks.num_blocks))
+        self._program = _Program(blocks, order, (own, rest), ceiling_s)
+        self.feasible = self._program.feasible
+        most = self._program.most_ticks
+        between = min(ticks[0], most), min(ticks[1], most)
+        self._program.scale(_grid(blocks, cls, ceiling_s, between), Rounding.DOWN)
+
+    def best(self, prices: Floats) -> tuple[float, tuple[int, ...]]:
+        """An upper bound on the price of any set that fits, and the set that reaches it."""
+        value, came = self._program.run(prices, 0.0)
+        end = int(np.argmax(value))
+        return float(value[end]), self._program.trace(came, end)
+
+
+class Splitter:
+    """Shares out blocks between two devices again (loads that transfers and computing add up to)."""
+
+    def __init__(
+        self, blocks: Blocks, chosen: Iterable[int], classes: tuple[int, int], *, ceiling_s: float
+    ) -> None:
+        sides = tuple(
+            _Side(times_s=blocks.times_s[c], factor=float(blocks.factors[c])) for c in classes
+        )
+        order = line_up(blocks, chosen)
+        self._program = _Program(blocks, order, (sides[0], sides[1]), ceiling_s)
+        self.feasible = self._program.feasible
+
+    def best(self, ticks: int) -> tuple[float, tuple[int, ...]]:
+        """The larger load at most, and the blocks of the first device (infinite if none fits)."""
+        program = self._program
+        program.scale(min(ticks, program.most_ticks), Rounding.UP)
+        value, came = program.run(np.zeros(self._program.order and max(program.order) + 1 or 0), 1.0)
+        own = np.arange(program.ticks + 1) * program.ceiling_s / program.ticks
+        larger = np.maximum(own, -value)
+        end = int(np.argmin(larger))
+        if math.isinf(larger[end]):
+            return math.inf, ()
+        return float(larger[end]), program.trace(came, end)
+
+
 def _grid(blocks: Blocks, cls: int, ceiling_s: float, between: tuple[int, int]) -> int:
     """The number of ticks to a ceiling at which rounding down loses least, in proportion."""
     values = np.concatenate(
@@ -177,23 +291,24 @@ def _grid(blocks: Blocks, cls: int, ceiling_s: float, between: tuple[int, int]) 
     return int(candidates[np.argmin(lost)])
 
 
-def _order(blocks: Blocks) -> list[int]:
+def line_up(blocks: Blocks, chosen: Iterable[int]) -> list[int]:
     """Blocks such that few nets are open at a time: next is always one that closes most."""
+    inside = set(chosen)
     graph: nx.DiGraph[int] = nx.DiGraph()
     graph.add_nodes_from(range(blocks.num_blocks))
     graph.add_edges_from(blocks.order_edges)
     parts = nx.condensation(graph)
     line = [b for p in nx.topological_sort(parts) for b in sorted(parts.nodes[p]["members"])]
-    place = {b: k for k, b in enumerate(line)}
+    place = {b: k for k, b in enumerate(line) if b in inside}
     touching: dict[int, list[int]] = defaultdict(list)
     left = {}
     for e, (pins, _) in enumerate(blocks.nets):
-        left[e] = len(pins)
-        for b in pins:
+        left[e] = len(inside.intersection(pins))
+        for b in inside.intersection(pins):
             touching[b].append(e)
     opened: set[int] = set()
     order: list[int] = []
-    rest = set(line)
+    rest = set(place)
     while rest:
 
         def growth(b: int) -> tuple[int, int]:
@@ -205,10 +320,10 @@ def _order(blocks: Blocks) -> list[int]:
             )
 
         near = {b for e in opened for b in blocks.nets[e][0]} & rest
-        chosen = min(near or rest, key=growth)
-        rest.remove(chosen)
-        order.append(chosen)
-        for e in touching[chosen]:
+        following = min(near or rest, key=growth)
+        rest.remove(following)
+        order.append(following)
+        for e in touching[following]:
             left[e] -= 1
             opened.add(e)
             if not left[e]:

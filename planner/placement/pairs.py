@@ -1,0 +1,83 @@
+"""Better placements by re-sharing the blocks of two devices at a time, as well as possible.
+
+The pair always includes the device with the largest load; a move counts if the larger load of
+the pair falls. What is left in the end cannot be improved by any two devices alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from planner.placement.blocks import Blocks
+from planner.placement.pricing import Splitter
+from planner.placement.problem import Charging
+from planner.solvers.base import SolveLimits
+
+TICKS = (400, 1600, 6400)
+LEAST_GAIN = 1e-7
+
+
+def improved(
+    blocks: Blocks, devices: Sequence[int], *, goal_s: float, limits: SolveLimits
+) -> tuple[int, ...]:
+    """A device for each block, with a largest load that is not above that of ``devices``.
+
+    Stops at ``goal_s``.
+    """
+    if blocks.problem.charging is Charging.WIRE:
+        return tuple(devices)
+    pairs = _Pairs(blocks, devices)
+    for ticks in TICKS:
+        while not limits.expired and max(pairs.loads) > goal_s and pairs.step(ticks, limits):
+            pass
+    return tuple(pairs.devices)
+
+
+class _Pairs:
+    """A placement under improvement."""
+
+    def __init__(self, blocks: Blocks, devices: Sequence[int]) -> None:
+        self.blocks, self.devices = blocks, list(devices)
+        self.classes = [0] * len(blocks.problem.places)
+        for c, places in enumerate(blocks.problem.classes):
+            for p in places:
+                self.classes[p] = c
+        self.loads = [self._load(p) for p in range(len(self.classes))]
+
+    def _held(self, place: int) -> list[int]:
+        return [b for b, device in enumerate(self.devices) if device == place]
+
+    def _load(self, place: int) -> float:
+        return self.blocks.load_s(self._held(place), self.classes[place])
+
+    def step(self, ticks: int, limits: SolveLimits) -> bool:
+        """Improve the largest load together with some other device, lightest first."""
+        places = sorted(range(len(self.loads)), key=lambda p: self.loads[p])
+        worst = places.pop()
+        return any(self._share(worst, other, ticks) for other in places if not limits.expired)
+
+    def _share(self, worst: int, other: int, ticks: int) -> bool:
+        chosen = self._held(worst) + self._held(other)
+        before = self.loads[worst]
+        classes = self.classes[other], self.classes[worst]
+        splitter = Splitter(self.blocks, chosen, classes, ceiling_s=before)
+        if not splitter.feasible:
+            return False
+        found, own = splitter.best(ticks)
+        if found >= before * (1 - LEAST_GAIN):
+            return False
+        old = list(self.devices)
+        for b in chosen:
+            self.devices[b] = worst
+        for b in own:
+            self.devices[b] = other
+        loads = [self._load(p) for p in (worst, other)]
+        if max(loads) >= before * (1 - LEAST_GAIN) or not all(map(self._fits, (worst, other))):
+            self.devices = old
+            return False
+        self.loads[worst], self.loads[other] = loads
+        return True
+
+    def _fits(self, place: int) -> bool:
+        memory = self.blocks.problem.places[place].memory_bytes
+        return memory is None or int(self.blocks.sizes[self._held(place)].sum()) <= memory
