@@ -29,7 +29,7 @@ class DownSets:
     @property
     def count(self) -> int:
         """How many there are."""
-        return self.holds.shape[1]
+        return int(self.holds.shape[1])
 
     def subset(self, chosen: NDArray[np.int64]) -> DownSets:
         """Those at the positions ``chosen``, which ascend."""
@@ -81,7 +81,7 @@ def _table(blocks: Blocks, found: list[int]) -> DownSets:
     least, _ = slowness(blocks)
     # Whole numbers, because rounding must never make a larger set lighter than one it contains.
     unit = max(float(least.sum()), 1e-300) / 2**50
-    work = bits @ np.floor(least / unit).astype(np.int64)
+    work = bits.astype(np.int64) @ np.floor(least / unit).astype(np.int64)
     order = np.lexsort((np.arange(len(found)), work))
     return DownSets(
         holds=np.ascontiguousarray(bits[order].T.astype(np.bool_)), work=work[order], unit_s=unit

@@ -24,15 +24,16 @@ from planner.placement.contiguous import best_line
 from planner.placement.downsets import DownSets, down_sets
 from planner.placement.model import PlacementModel
 from planner.placement.or_tools import LARGEST_SUM, solve_integer
-from planner.placement.pairs import improved
+from planner.placement.pairs import filled, improved
 from planner.placement.problem import PlacementProblem
 from planner.solvers.base import TOLERANCE, SolveLimits, SolveStatus
 
-MAX_TABLE = 6 * 10**7
+MAX_TABLE = 5 * 10**7
 """Blocks times down-sets, a byte each."""
 
 TICKS = 10**8
 COLUMN_TICKS = (600, 1500)
+NUM_FILLINGS = 8
 CLOSE = 0.02
 """A gap of this much is sought first; what time is left goes into closing it further."""
 
@@ -57,7 +58,8 @@ def place_any(
     search = _Search(problem, ordered=False)
     if start is not None:
         search.keep(start.devices)
-    search.by_pairs(_until(limits, limits.remaining_s() * 0.3))
+    search.by_pairs(_until(limits, limits.remaining_s() * 0.2))
+    search.by_filling(_until(limits, limits.remaining_s() * 0.3))
     search.by_columns(_until(limits, limits.remaining_s() * 0.3))
     before = search.objective_s
     search.by_integers(_until(limits, limits.remaining_s() * 0.5))
@@ -199,6 +201,25 @@ class _Search:
         if held is not None:
             found = improved(blocks, held, goal_s=self.bound_s, limits=limits)
             self.keep(blocks.spread(found))
+
+    def by_filling(self, limits: SolveLimits) -> None:
+        """More starts for :meth:`by_pairs`: devices filled one by one up to several ceilings."""
+        top = self.objective_s if self.devices is not None else 2 * self.bound_s
+        best = self.devices, self.objective_s
+        for step in range(NUM_FILLINGS):
+            if limits.expired or self.proved:
+                return
+            ceiling = self.bound_s + (top - self.bound_s) * step / NUM_FILLINGS
+            blocks = inseparable(self.blocks, ceiling)
+            devices = filled(blocks, ceiling_s=ceiling) if ceiling > 0 else None
+            if devices is None or _misfit(blocks, devices) is not None:
+                continue
+            self.devices, self.objective_s = None, math.inf
+            self.keep(blocks.spread(devices))
+            self.by_pairs(limits)
+            if self.objective_s < best[1]:
+                best = self.devices, self.objective_s
+            self.devices, self.objective_s = best
 
     def by_columns(self, limits: SolveLimits) -> None:
         """Raise the bound: refute ceilings, first the one that makes the gap small."""

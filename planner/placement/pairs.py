@@ -6,15 +6,20 @@ the pair falls. What is left in the end cannot be improved by any two devices al
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-from planner.placement.blocks import Blocks
-from planner.placement.pricing import Splitter
+import numpy as np
+
+from planner.placement.blocks import Blocks, slowness
+from planner.placement.pricing import Pricer, Rounding, Splitter
 from planner.placement.problem import Charging
 from planner.solvers.base import SolveLimits
 
 TICKS = (400, 1600, 6400)
 LEAST_GAIN = 1e-7
+FILL_TICKS = (600, 1500)
+FORBIDDEN = 1e6
 
 
 def improved(
@@ -31,6 +36,34 @@ def improved(
         while not limits.expired and max(pairs.loads) > goal_s and pairs.step(ticks, limits):
             pass
     return tuple(pairs.devices)
+
+
+def filled(blocks: Blocks, *, ceiling_s: float) -> tuple[int, ...] | None:
+    """A device for each block: one device after the other takes as much work as fits below a ceiling.
+
+    The last one takes the rest, which may be too much. Memory is not looked at.
+    """
+    least, _ = slowness(blocks)
+    devices = [-1] * blocks.num_blocks
+    places = [(c, p) for c, own in enumerate(blocks.problem.classes) for p in own]
+    places.sort(key=lambda place: blocks.problem.places[place[1]].transfer_factor)
+    for k, (c, p) in enumerate(places):
+        rest = [b for b in range(blocks.num_blocks) if devices[b] < 0]
+        if k == len(places) - 1:
+            chosen: Sequence[int] = rest
+        else:
+            pricer = Pricer(
+                blocks, c, ceiling_s=ceiling_s, ticks=FILL_TICKS, rounding=Rounding.UP
+            )
+            if not pricer.feasible:
+                return None
+            prices = np.where(np.array(devices) < 0, least, -FORBIDDEN * (least.sum() + 1))
+            _, chosen = pricer.best(prices)
+        if any(math.isinf(blocks.times_s[c, b]) for b in chosen):
+            return None
+        for b in chosen:
+            devices[b] = p
+    return tuple(devices)
 
 
 class _Pairs:

@@ -230,7 +230,13 @@ class Pricer:
     """
 
     def __init__(
-        self, blocks: Blocks, cls: int, *, ceiling_s: float, ticks: tuple[int, int]
+        self,
+        blocks: Blocks,
+        cls: int,
+        *,
+        ceiling_s: float,
+        ticks: tuple[int, int],
+        rounding: Rounding = Rounding.DOWN,
     ) -> None:
         serial = blocks.problem.charging is Charging.DEVICE
         own = _Side(
@@ -242,7 +248,7 @@ class Pricer:
         self.feasible = self._program.feasible
         most = self._program.most_ticks
         between = min(ticks[0], most), min(ticks[1], most)
-        self._program.scale(_grid(blocks, cls, ceiling_s, between), Rounding.DOWN)
+        self._program.scale(_grid(blocks, cls, ceiling_s, between), rounding)
 
     def best(self, prices: Floats) -> tuple[float, tuple[int, ...]]:
         """An upper bound on the price of any set that fits, and the set that reaches it."""
