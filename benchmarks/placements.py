@@ -217,9 +217,7 @@ def training(problem: PlacementProblem, *, orphans: int = 0) -> PlacementProblem
 
     ``orphans`` more backward operators have no forward one.
     """
-    operators = [
-        replace(o, together=o.together or f"step.{o.name}") for o in problem.operators
-    ]
+    operators = [replace(o, together=o.together or f"step.{o.name}") for o in problem.operators]
     backward = [
         replace(
             o,
@@ -233,9 +231,7 @@ def training(problem: PlacementProblem, *, orphans: int = 0) -> PlacementProblem
     for flow in problem.flows:
         for reader in flow.consumers:
             pins.setdefault(reader, (flow.transfer_s, []))[1].append(f"{flow.producer}'")
-    flows = [
-        replace(f, consumers=(*f.consumers, f"{f.producer}'")) for f in problem.flows
-    ]
+    flows = [replace(f, consumers=(*f.consumers, f"{f.producer}'")) for f in problem.flows]
     flows += [
         Flow(producer=f"{reader}'", consumers=tuple(dict.fromkeys(out)), transfer_s=cost)
         for reader, (cost, out) in pins.items()

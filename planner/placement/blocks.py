@@ -67,6 +67,12 @@ class Blocks:
         return tuple(found)
 
     @cached_property
+    def line(self) -> tuple[tuple[int, ...], ...]:
+        """Members of each block in a topological order."""
+        place = {i: k for k, i in enumerate(nx.topological_sort(self.problem.digraph))}
+        return tuple(tuple(sorted(members, key=place.__getitem__)) for members in self.members)
+
+    @cached_property
     def times_s(self) -> Floats:
         """Seconds, shape (classes, blocks)."""
         problem = self.problem

@@ -8,9 +8,8 @@ where ``u`` counts the devices used of each class,
 
 Only pairs whose load stays below a trial ceiling are looked at, so each pass is short, and what it
 finds below its ceiling is the optimum; without an answer the ceiling is a bound, and rises.
-The load of a pair needs no walk over its blocks (:meth:`_Table.loads_s`): time and memory are
-differences of prefix sums, and a net is cut exactly if it is open at ``J`` or touched by ``J - I``
-while open at ``I``. :mod:`~planner.placement.blocks` says what *open* and *net* are.
+The load of a pair needs no walk over its blocks: time and memory are differences of sums over
+down-sets, transfers come from :class:`~planner.placement.set_pairs.SetPairs`.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from planner.placement.blocks import SLIGHTLY, Blocks, Floats, slowness
 from planner.placement.bounds import load_bound_s
 from planner.placement.downsets import DownSets
 from planner.placement.problem import Charging
+from planner.placement.set_pairs import SetPairs
 from planner.solvers.base import SolveLimits
 
 Ints = NDArray[np.int64]
@@ -54,7 +54,7 @@ def best_line(
 
     The bound is for chains through ``sets``; without an answer it is the ceiling.
     """
-    table = _Table(blocks, sets)
+    table = _Table(blocks, sets, ceiling_s)
     if table.num_states * sets.count > MAX_CELLS:
         return None
     bound = load_bound_s(blocks)
@@ -76,35 +76,17 @@ def best_line(
 class _Table:
     """Sums over down-sets, and the search through them."""
 
-    def __init__(self, blocks: Blocks, sets: DownSets) -> None:
+    def __init__(self, blocks: Blocks, sets: DownSets, ceiling_s: float) -> None:
         self.blocks, self.sets = blocks, sets
-        holds = sets.holds
-        least, self.ratio = slowness(blocks)
+        paying = blocks.factors[blocks.factors > 0]
+        self.pairs = SetPairs(blocks, sets, most_s=2 * ceiling_s / paying.min() if paying.size else math.inf)
+        _, self.ratio = slowness(blocks)
         self.memories = [math.inf if m is None else float(m) for m in blocks.memories]
-        self.size = blocks.sizes.astype(float) @ holds
-        self.pins = [np.array(pins) for pins, _ in blocks.nets]
-        self.cost = np.array([cost for _, cost in blocks.nets])
-        touched = [holds[pins].any(axis=0) for pins in self.pins]
-        filled = [holds[pins].all(axis=0) for pins in self.pins]
-        shape = (len(self.pins), sets.count)
-        self.open = (
-            np.logical_and(touched, np.logical_not(filled)) if self.pins else np.zeros(shape, bool)
-        )
-        self.open_cost = self.cost @ self.open if self.pins else np.zeros(sets.count)
-        self.tops = self._tops()
         shape_of_states = [n + 1 for n in blocks.counts]
         self.num_states = math.prod(shape_of_states)
         self.used = np.array(list(itertools.product(*(range(n) for n in shape_of_states))))
         self.stride = [math.prod(shape_of_states[c + 1 :]) for c in range(len(shape_of_states))]
         self.rest = (sets.work[-1] - sets.work) * sets.unit_s
-
-    def _tops(self) -> list[Ints]:
-        """For each set, the blocks that nothing in it stands behind: they tell its supersets."""
-        holds = self.sets.holds
-        covered = np.zeros_like(holds)
-        for first, second in self.blocks.order_edges:
-            covered[first] |= holds[second]
-        return [np.flatnonzero(holds[:, i] & ~covered[:, i]) for i in range(self.sets.count)]
 
     def search(
         self, ceiling_s: float, limits: SolveLimits
@@ -131,10 +113,10 @@ class _Table:
             if not live:
                 continue
             end = self._window(i, ceiling_s)
-            above = self._supersets(i, end)
+            above = self.pairs.supersets(i, end)
             if not above.size:
                 continue
-            cut = self._cuts(i, above)
+            cut = self.pairs.cuts(i, above)
             for c in range(len(self.ratio)):
                 states = [s for s in live if left[s, c] > 0]
                 if not states:
@@ -171,29 +153,6 @@ class _Table:
         reach = min(ceiling_s / self.sets.unit_s, 2.0**51)
         return int(np.searchsorted(work, work[i] + int(reach) + 1, side="right"))
 
-    def _supersets(self, i: int, end: int) -> Ints:
-        holds = self.sets.holds
-        above = np.ones(end - i - 1, bool)
-        for b in self.tops[i]:
-            above &= holds[b, i + 1 : end]
-        return np.flatnonzero(above) + i + 1
-
-    def _cuts(self, i: int, above: Ints) -> Floats:
-        """Costs of nets cut by the sets ``above`` without set ``i``.
-
-        Nets open at ``i`` are cut if touched beyond it; the others exactly if open above.
-        """
-        holds = self.sets.holds
-        cut = self.open_cost[above]
-        for e in np.flatnonzero(self.open[:, i]):
-            pins = self.pins[e]
-            beyond = pins[~holds[pins, i]]
-            touched = holds[beyond[0], above]
-            for b in beyond[1:]:
-                touched = touched | holds[b, above]
-            cut += self.cost[e] * (touched.astype(np.int8) - self.open[e, above].astype(np.int8))
-        return np.maximum(cut, 0.0)
-
     def _loads(
         self,
         c: int,
@@ -210,7 +169,7 @@ class _Table:
         serial = self.blocks.problem.charging is Charging.DEVICE
         load = compute + wire if serial else np.maximum(compute, wire)
         fits = (load <= ceiling_s) & (misfits[above] == misfits[i])
-        fits &= self.size[above] - self.size[i] <= self.memories[c]
+        fits &= self.pairs.size[above] - self.pairs.size[i] <= self.memories[c]
         return load[fits], above[fits]
 
     def _answer(

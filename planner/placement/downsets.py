@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from planner.placement.blocks import Blocks, slowness
 
 
+CHUNK = 4096
+
+
 @dataclass(frozen=True, kw_only=True)
 class DownSets:
     """Down-sets in an order in which each stands behind all it contains, by least work.
@@ -81,7 +84,9 @@ def _table(blocks: Blocks, found: list[int]) -> DownSets:
     least, _ = slowness(blocks)
     # Whole numbers, because rounding must never make a larger set lighter than one it contains.
     unit = max(float(least.sum()), 1e-300) / 2**50
-    work = bits.astype(np.int64) @ np.floor(least / unit).astype(np.int64)
+    whole = np.floor(least / unit).astype(np.int64)
+    parts = [bits[k : k + CHUNK].astype(np.int64) @ whole for k in range(0, len(bits), CHUNK)]
+    work = np.concatenate(parts)
     order = np.lexsort((np.arange(len(found)), work))
     return DownSets(
         holds=np.ascontiguousarray(bits[order].T.astype(np.bool_)), work=work[order], unit_s=unit

@@ -14,9 +14,7 @@ from profiler.errors import InvalidInputError
 MAX_PLACEMENTS = 10**6
 
 
-def best_loads(
-    problem: PlacementProblem, *, contiguous: bool
-) -> tuple[float, Placement | None]:
+def best_loads(problem: PlacementProblem, *, contiguous: bool) -> tuple[float, Placement | None]:
     """The least largest load, infinite without a feasible placement."""
     best, found = math.inf, None
     for devices in _devices(problem):

@@ -109,9 +109,7 @@ class _Search:
     def by_down_sets(self, limits: SolveLimits) -> str | None:
         """Dynamic programming; None if there are too many down-sets."""
         blocks = self.blocks
-        line = best_line(
-            blocks, _prefixes(blocks), ceiling_s=self._anything_s(), limits=limits
-        )
+        line = best_line(blocks, _prefixes(blocks), ceiling_s=self._anything_s(), limits=limits)
         if line is not None and line.devices is not None:
             self.keep(blocks.spread(line.devices))
             blocks = inseparable(blocks, self.objective_s)

@@ -52,9 +52,7 @@ def filled(blocks: Blocks, *, ceiling_s: float) -> tuple[int, ...] | None:
         if k == len(places) - 1:
             chosen: Sequence[int] = rest
         else:
-            pricer = Pricer(
-                blocks, c, ceiling_s=ceiling_s, ticks=FILL_TICKS, rounding=Rounding.UP
-            )
+            pricer = Pricer(blocks, c, ceiling_s=ceiling_s, ticks=FILL_TICKS, rounding=Rounding.UP)
             if not pricer.feasible:
                 return None
             prices = np.where(np.array(devices) < 0, least, -FORBIDDEN * (least.sum() + 1))

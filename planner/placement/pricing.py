@@ -274,7 +274,9 @@ class Splitter:
         """The larger load at most, and the blocks of the first device (infinite if none fits)."""
         program = self._program
         program.scale(min(ticks, program.most_ticks), Rounding.UP)
-        value, came = program.run(np.zeros(self._program.order and max(program.order) + 1 or 0), 1.0)
+        value, came = program.run(
+            np.zeros(self._program.order and max(program.order) + 1 or 0), 1.0
+        )
         own = np.arange(program.ticks + 1) * program.ceiling_s / program.ticks
         larger = np.maximum(own, -value)
         end = int(np.argmin(larger))
