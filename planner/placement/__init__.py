@@ -1,5 +1,18 @@
 """Placement of the operators of a graph on accelerators and host processors, with proof."""
 
+from planner.placement.answer import Placement, PlacementResult
+from planner.placement.check import Checked, check_latency, check_loads
 from planner.placement.problem import Charging, Flow, Operator, Place, PlacementProblem
 
-__all__ = ["Charging", "Flow", "Operator", "Place", "PlacementProblem"]
+__all__ = [
+    "Charging",
+    "Checked",
+    "Flow",
+    "Operator",
+    "Place",
+    "Placement",
+    "PlacementProblem",
+    "PlacementResult",
+    "check_latency",
+    "check_loads",
+]

@@ -22,8 +22,8 @@ from planner.placement.tails import Tails
 from planner.solvers.base import TOLERANCE, SolveLimits, SolveStatus
 from profiler.errors import InvalidInputError
 
-WIDTHS = (2, 16, 128, 1024, 8192)
-MAX_TABLE = 3 * 10**7
+WIDTHS = (2, 16, 20000)
+MAX_TABLE = 10**7
 
 Steps = Sequence[tuple[int, tuple[int, ...]]]
 
@@ -152,8 +152,10 @@ def units_suffice(problem: PlacementProblem, blocks: Blocks) -> bool:
 
     On hosts the members of a block start each on its own, so a job might have to run between two
     of them. It cannot if from each member that reads from outside a path leads to each other
-    member that is read outside.
+    member that is read outside. And a block of several groups (on a cycle) may be taken apart.
     """
+    if set(blocks.members) != set(problem.groups):
+        return False
     graph = problem.digraph
     for b, members in enumerate(blocks.members):
         if len(members) == 1:

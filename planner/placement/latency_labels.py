@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,10 @@ from planner.solvers.base import SolveLimits
 Ints = NDArray[np.int64]
 
 ON_HOST = -1
+
+Candidates = tuple[Ints, Ints, Floats, Floats | None]
+"""Labels they come from, states after, when their step is done, and when each live output is there
+(None: at the end of the step, as for all jobs)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,10 +87,17 @@ class LatencyLabels:
         self.home = np.array([block_of[p] for p in kept], np.int64)
         self.readers = [np.array(sorted(readers[p]), np.int64) for p in kept]
         self.live = np.zeros((len(kept), self.sets.count), bool)
-        for f, outside in enumerate(self.readers):
-            self.live[f] = holds[self.home[f]] & ~holds[outside].all(axis=0)
-        chosen = np.array(kept, np.int64)
-        self.after, self.hosts = self.tails.after_s[chosen], self.tails.hosts_s[chosen]
+        # From when an output is there to the end of what still reads it.
+        self.after, self.hosts = np.zeros(self.live.shape), np.zeros(self.live.shape)
+        for f, blocks in enumerate(self.readers):
+            self.live[f] = holds[self.home[f]] & ~holds[blocks].all(axis=0)
+            for w in self.blocks.problem.digraph.successors(kept[f]):
+                waits = ~holds[block_of[w]]
+                for table, tails in (
+                    (self.after, self.tails.edge_s),
+                    (self.hosts, self.tails.hosts_s),
+                ):
+                    np.maximum(table[f], tails[kept[f], w], out=table[f], where=waits)
 
     def _positions(self) -> None:
         raw = np.packbits(self.sets.holds, axis=0).T
@@ -111,7 +122,7 @@ class _Run:
     def __init__(self, search: LatencyLabels, ceiling_s: float, width: int) -> None:
         self.s, self.ceiling_s, self.width = search, ceiling_s, width
         self.complete = True
-        self.waiting: dict[int, list[tuple[Ints, Ints, Floats, Floats | None]]] = {}
+        self.waiting: dict[int, list[Candidates]] = {}
         flows = len(search.producers)
         self.times = np.zeros((1024, flows))
         self.done = np.zeros(1024)
@@ -129,19 +140,17 @@ class _Run:
             return np.zeros(0, np.int64)
         s = self.s
         live = np.flatnonzero(s.live[:, i])
-        parts = []
-        for parents, states, ends, new in waiting:
-            old = s.sets.holds[s.home[live]][:, self.at[parents]].T
-            fresh = np.repeat(ends[:, None], live.size, axis=1) if new is None else new
-            values = np.where(old, self.times[np.ix_(parents, live)], fresh)
-            parts.append((parents, states, values, np.maximum(self.done[parents], ends)))
-        parents = np.concatenate([p[0] for p in parts])
-        states = np.concatenate([p[1] for p in parts])
-        values = np.concatenate([p[2] for p in parts])
-        done = np.concatenate([p[3] for p in parts])
+        parents, states, ends = (np.concatenate([w[k] for w in waiting]) for k in range(3))
+        fresh = [
+            np.broadcast_to(w[2][:, None], (len(w[2]), live.size)) if w[3] is None else w[3]
+            for w in self._joined(waiting)
+        ]
+        old = s.sets.holds[s.home[live]][:, self.at[parents]].T
+        values = np.where(old, self.times[np.ix_(parents, live)], np.concatenate(fresh))
+        done = np.maximum(self.done[parents], ends)
         exhausted = (s.used[states] == s.counts).all(axis=1)
-        ends = np.where(exhausted[:, None], values + s.hosts[live], values + s.after[live])
-        latest = np.maximum(done, ends.max(axis=1, initial=0.0))
+        ahead = np.where(exhausted[:, None], values + s.hosts[live, i], values + s.after[live, i])
+        latest = np.maximum(done, ahead.max(axis=1, initial=0.0))
         good = np.flatnonzero(latest < self.ceiling_s)
         kept = good[self._undominated(s.used[states[good]], values[good], done[good])]
         if kept.size > self.width:
@@ -149,6 +158,17 @@ class _Run:
             kept = kept[order[: self.width]]
             self.complete = False
         return self._store(i, parents[kept], states[kept], values[kept], done[kept])
+
+    @staticmethod
+    def _joined(waiting: list[Candidates]) -> Iterator[Candidates]:
+        """The same candidates in the same order, neighbours from jobs in one."""
+        for jobs, group in itertools.groupby(waiting, key=lambda w: w[3] is None):
+            if jobs:
+                own = list(group)
+                parents, states, ends = (np.concatenate([w[k] for w in own]) for k in range(3))
+                yield parents, states, ends, None
+            else:
+                yield from group
 
     @staticmethod
     def _undominated(used: Ints, values: Floats, done: Floats) -> Ints:
@@ -237,7 +257,8 @@ class _Run:
                 continue
             takes = s.work[c, above[chosen]] - s.work[c, i] + s.blocks.factors[c] * cut[chosen]
             ends = starts[np.ix_(free, chosen)] + takes
-            rows, columns = np.nonzero(ends < self.ceiling_s)
+            ahead = self._ahead(i, above[chosen], (self.state[labels[free]] + s.stride[k]))
+            rows, columns = np.nonzero(ends + ahead < self.ceiling_s)
             order = np.argsort(columns, kind="stable")
             rows, columns = rows[order], columns[order]
             breaks = np.flatnonzero(np.diff(columns)) + 1
@@ -253,6 +274,16 @@ class _Run:
                     None,
                 )
                 self.waiting.setdefault(j, []).append(entry)
+
+    def _ahead(self, i: int, above: Ints, states: Ints) -> Floats:
+        """Least time from the end of a job to the end of the sample, shape (states, sets)."""
+        s = self.s
+        made = np.flatnonzero(~s.sets.holds[s.home, i])
+        live = s.live[np.ix_(made, above)]
+        usual = np.where(live, s.after[np.ix_(made, above)], 0.0).max(axis=0, initial=0.0)
+        alone = np.where(live, s.hosts[np.ix_(made, above)], 0.0).max(axis=0, initial=0.0)
+        exhausted = (s.used[states] == s.counts).all(axis=1)
+        return np.asarray(np.where(exhausted[:, None], alone, usual), np.float64)
 
     def _starts(self, i: int, above: Ints, labels: Ints) -> Floats:
         """When what a job reads is there, shape (labels, sets above)."""

@@ -109,10 +109,15 @@ class _Search:
     def by_down_sets(self, limits: SolveLimits) -> str | None:
         """Dynamic programming; None if there are too many down-sets."""
         blocks = self.blocks
+        if self.proved:
+            return "a block that fits on no device"
         line = best_line(blocks, _prefixes(blocks), ceiling_s=self._anything_s(), limits=limits)
         if line is not None and line.devices is not None:
             self.keep(blocks.spread(line.devices))
             blocks = inseparable(blocks, self.objective_s)
+            if math.isinf(load_bound_s(blocks)):
+                self.bound_s = self.objective_s
+                return "blocks that only the best line separates"
         sets = down_sets(blocks, limit=MAX_TABLE // blocks.num_blocks)
         if sets is None:
             return None
@@ -142,6 +147,9 @@ class _Search:
         while not limits.expired and not self.proved:
             ceiling = min(self.objective_s, self._anything_s())
             blocks = inseparable(self.blocks, ceiling)
+            if self.devices is not None and math.isinf(load_bound_s(blocks)):
+                self.bound_s = self.objective_s
+                return
             held = self._held(blocks)
             if held is None and self.devices is not None:
                 blocks = self.blocks
@@ -209,6 +217,9 @@ class _Search:
                 return
             ceiling = self.bound_s + (top - self.bound_s) * step / NUM_FILLINGS
             blocks = inseparable(self.blocks, ceiling)
+            if math.isinf(load_bound_s(blocks)):
+                self.bound_s = max(self.bound_s, ceiling)
+                continue
             devices = filled(blocks, ceiling_s=ceiling) if ceiling > 0 else None
             if devices is None or _misfit(blocks, devices) is not None:
                 continue
@@ -230,12 +241,16 @@ class _Search:
         while not limits.expired and trial - self.bound_s > 1e-4 * top:
             part = _until(limits, max(1.0, limits.remaining_s() / 2))
             blocks = inseparable(self.blocks, trial)
-            attempt = Refutation(blocks, ceiling_s=trial, ticks=COLUMN_TICKS)
-            if attempt.run(part) is SolveStatus.INFEASIBLE:
+            if load_bound_s(blocks) > trial or self._refuted(blocks, trial, part):
                 self.bound_s = max(self.bound_s, trial)
             else:
                 top = trial
             trial = (top + self.bound_s) / 2
+
+    @staticmethod
+    def _refuted(blocks: Blocks, ceiling_s: float, limits: SolveLimits) -> bool:
+        attempt = Refutation(blocks, ceiling_s=ceiling_s, ticks=COLUMN_TICKS)
+        return attempt.run(limits) is SolveStatus.INFEASIBLE
 
     def result(self, space: str, method: str) -> PlacementResult:
         """What was found and proved."""

@@ -1,12 +1,13 @@
 """The least time from a moment to the end of a sample: paths through the graph.
 
-``after_s[i]``: from when the outputs of operator ``i`` are in host memory. For an operator ``v``,
+From when the outputs of an operator are in host memory to when all that depends on them is done. For an operator ``v``,
 with ``h`` and ``a`` its times on the fastest host and accelerator and ``c`` what its outputs cost to
 move, least over devices,
 
     inside(v)  = a(v) + max over readers w of min(inside(w), c(v) + begun(w))
     begun(v)   = min(h(v) + after(v), inside(v))
-    after(u)   = max over readers w of min(h(w) + after(w), c(u) + inside(w))
+    edge(u, w) = min(h(w) + after(w), c(u) + inside(w))
+    after(u)   = max over readers w of edge(u, w)
 
 because on an accelerator a reader either shares the job or waits for the output to be sent. What
 else a job does only makes it longer. A reader cannot share the job, which leaves out ``inside(w)``
@@ -28,13 +29,14 @@ from planner.placement.problem import PlacementProblem
 
 @dataclass(frozen=True, kw_only=True)
 class Tails:
-    """Seconds per operator: ``after_s`` with accelerators at hand, ``hosts_s`` without.
+    """Seconds from when an output is in host memory, by producer and reader.
 
-    ``total_s`` is from the start: a bound on the latency.
+    ``edge_s`` with accelerators at hand, ``hosts_s`` without. ``total_s`` is from the start: a
+    bound on the latency.
     """
 
-    after_s: Floats
-    hosts_s: Floats
+    edge_s: dict[tuple[int, int], float]
+    hosts_s: dict[tuple[int, int], float]
     total_s: float
 
     @classmethod
@@ -47,22 +49,21 @@ class Tails:
         apart = _apart(blocks)
         inside, after, hosts = np.zeros(num), np.zeros(num), np.zeros(num)
         out = _cheapest(problem, move)
+        edge: dict[tuple[int, int], float] = {}
+        alone: dict[tuple[int, int], float] = {}
         for v in reversed(list(nx.topological_sort(problem.digraph))):
-            after[v] = max(
-                (min(host[w] + after[w], out[v, w] + inside[w]) for w in readers[v]), default=0.0
-            )
-            hosts[v] = max((host[w] + hosts[w] for w in readers[v]), default=0.0)
-            leaves = [
-                min(
-                    math.inf if (v, w) in apart else inside[w],
-                    out[v, w] + min(host[w] + after[w], out[v, w] + inside[w]),
-                )
-                for w in readers[v]
-            ]
-            inside[v] = fast[v] + max(leaves, default=0.0)
+            inside[v] = fast[v]
+            for w in readers[v]:
+                edge[v, w] = float(min(host[w] + after[w], out[v, w] + inside[w]))
+                alone[v, w] = float(host[w] + hosts[w])
+                shared = math.inf if (v, w) in apart else inside[w]
+                path = fast[v] + min(shared, out[v, w] + edge[v, w])
+                inside[v] = max(inside[v], path)
+                after[v] = max(after[v], edge[v, w])
+                hosts[v] = max(hosts[v], alone[v, w])
         sources = [v for v in range(num) if problem.digraph.in_degree(v) == 0]
         total = max(min(host[v] + after[v], inside[v]) for v in sources)
-        return cls(after_s=after, hosts_s=hosts, total_s=float(total))
+        return cls(edge_s=edge, hosts_s=alone, total_s=float(total))
 
 
 def _least(problem: PlacementProblem) -> tuple[Floats, Floats, float]:
