@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from planner.placement import Charging, Flow, Operator, PlacementProblem, Place
+from planner.placement import Charging, Flow, Operator, Place, PlacementProblem
 from profiler.errors import InvalidInputError
 
 

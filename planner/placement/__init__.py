@@ -2,6 +2,8 @@
 
 from planner.placement.answer import Placement, PlacementResult
 from planner.placement.check import Checked, check_latency, check_loads
+from planner.placement.latency import greedy_latency, place_latency
+from planner.placement.loads import place_any, place_contiguous
 from planner.placement.problem import Charging, Flow, Operator, Place, PlacementProblem
 
 __all__ = [
@@ -15,4 +17,8 @@ __all__ = [
     "PlacementResult",
     "check_latency",
     "check_loads",
+    "greedy_latency",
+    "place_any",
+    "place_contiguous",
+    "place_latency",
 ]

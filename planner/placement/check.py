@@ -6,6 +6,7 @@ over blocks, nets or down-sets.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ def check_loads(
     ``contiguous``: forward operators of each device have to be such that devices can stand in a
     line with tensors flowing forwards only.
     """
+    if len(devices) != len(problem.operators):
+        return _unlike(problem, devices)
     broken = _common(problem, devices)
     if contiguous and not broken and not _flows_one_way(problem, devices):
         broken.append("tensors flow in a circle between devices")
@@ -51,6 +54,8 @@ def check_latency(
     accelerator receives once everything it reads is there, computes, sends, and is not interrupted;
     the jobs of an accelerator run one after another. Host processors are as many as needed.
     """
+    if not len(devices) == len(jobs) == len(problem.operators):
+        return _unlike(problem, devices)
     broken = _common(problem, devices)
     unit: list[tuple[int, int]] = []
     numbers: dict[int, set[int]] = defaultdict(set)
@@ -73,7 +78,7 @@ def check_latency(
             graph.add_edge(source, unit[problem.index[name]])
     for place, used in numbers.items():
         line = sorted(used)
-        graph.add_edges_from(((place, a), (place, b)) for a, b in zip(line, line[1:], strict=False))
+        graph.add_edges_from(((place, a), (place, b)) for a, b in itertools.pairwise(line))
     graph.remove_edges_from([(one, other) for one, other in graph.edges if one == other])
     if not nx.is_directed_acyclic_graph(graph):
         return Checked(
@@ -86,10 +91,13 @@ def check_latency(
     return Checked(objective_s=max(done.values()), violations=tuple(broken))
 
 
+def _unlike(problem: PlacementProblem, devices: tuple[int, ...]) -> Checked:
+    message = f"{len(devices)} devices for {len(problem.operators)} operators"
+    return Checked(objective_s=math.inf, violations=(message,))
+
+
 def _common(problem: PlacementProblem, devices: tuple[int, ...]) -> list[str]:
     """Rules of every placement: one device each, support, groups, memory."""
-    if len(devices) != len(problem.operators):
-        return [f"{len(devices)} devices for {len(problem.operators)} operators"]
     broken = []
     groups: dict[str, set[object]] = defaultdict(set)
     used = [0] * len(problem.places)

@@ -79,7 +79,9 @@ class _Table:
     def __init__(self, blocks: Blocks, sets: DownSets, ceiling_s: float) -> None:
         self.blocks, self.sets = blocks, sets
         paying = blocks.factors[blocks.factors > 0]
-        self.pairs = SetPairs(blocks, sets, most_s=2 * ceiling_s / paying.min() if paying.size else math.inf)
+        self.pairs = SetPairs(
+            blocks, sets, most_s=2 * ceiling_s / paying.min() if paying.size else math.inf
+        )
         _, self.ratio = slowness(blocks)
         self.memories = [math.inf if m is None else float(m) for m in blocks.memories]
         shape_of_states = [n + 1 for n in blocks.counts]

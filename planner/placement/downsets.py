@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from planner.placement.blocks import Blocks, slowness
 
-
 CHUNK = 4096
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import networkx as nx
+import numpy as np
 
 from planner.placement.answer import Placement, PlacementResult
 from planner.placement.blocks import Blocks
@@ -43,6 +44,13 @@ def place_latency(
     return _Search(problem).run(limits, max_jobs)
 
 
+def greedy_latency(problem: PlacementProblem) -> PlacementResult:
+    """Accelerators filled in topological order, each up to its memory; the rest on hosts."""
+    search = _Search(problem)
+    search.greedy()
+    return search.result(1, None)
+
+
 class _Search:
     """The best schedule and the bound so far."""
 
@@ -66,7 +74,10 @@ class _Search:
 
     def run(self, limits: SolveLimits, max_jobs: int) -> PlacementResult:
         """Greedy, then wider and wider searches until one is complete."""
-        self._greedy()
+        self.greedy()
+        if not np.isfinite(self.blocks.times_s.min(axis=0)).all():
+            self._all_searched(max_jobs)
+            return self.result(max_jobs, None)
         sets = down_sets(self.blocks, limit=MAX_TABLE // self.blocks.num_blocks)
         if sets is not None:
             labels = LatencyLabels(self.blocks, sets, self.tails, host=self.host)
@@ -79,7 +90,7 @@ class _Search:
                 if found.complete:
                     self._all_searched(max_jobs)
                     break
-        return self._result(max_jobs, sets.count if sets is not None else None)
+        return self.result(max_jobs, sets.count if sets is not None else None)
 
     def _all_searched(self, max_jobs: int) -> None:
         """What a complete search proves: nothing where blocks may have to be taken apart."""
@@ -89,7 +100,7 @@ class _Search:
             else:
                 self.bound_s = self.latency_s
 
-    def _greedy(self) -> None:
+    def greedy(self) -> None:
         """Fill accelerators in topological order, each up to its memory; the rest on hosts."""
         blocks = self.blocks
         free = [
@@ -108,7 +119,6 @@ class _Search:
                     taken.append(b)
                     break
                 if not taken:
-                    free.pop(0) if self.host is None else None
                     break
                 steps.append((free.pop(0), tuple(taken)))
                 taken = []
@@ -122,7 +132,8 @@ class _Search:
         if latency < self.latency_s:
             self.latency_s, self.steps = latency, steps
 
-    def _result(self, max_jobs: int, count: int | None) -> PlacementResult:
+    def result(self, max_jobs: int, count: int | None) -> PlacementResult:
+        """What was found and proved."""
         space = f"one sample, at most {max_jobs} jobs per accelerator"
         method = f"labels over {count} down-sets" if count is not None else "greedy"
         if self.steps is None:

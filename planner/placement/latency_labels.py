@@ -48,18 +48,14 @@ class Labelled:
 class LatencyLabels:
     """The search over ``sets``, host processors of class ``host`` (None without any)."""
 
-    def __init__(
-        self, blocks: Blocks, sets: DownSets, tails: Tails, *, host: int | None
-    ) -> None:
+    def __init__(self, blocks: Blocks, sets: DownSets, tails: Tails, *, host: int | None) -> None:
         self.blocks, self.sets, self.tails = blocks, sets, tails
         self.pairs = SetPairs(blocks, sets, most_s=math.inf)
         self.host = host
         self.host_times = blocks.times_s[host] if host is not None else np.zeros(0)
         problem = blocks.problem
         self.accelerators = [
-            c
-            for c, places in enumerate(problem.classes)
-            if not problem.places[places[0]].is_host
+            c for c, places in enumerate(problem.classes) if not problem.places[places[0]].is_host
         ]
         counts = [blocks.counts[c] for c in self.accelerators]
         self.used = np.array(list(itertools.product(*(range(n + 1) for n in counts))))
@@ -182,9 +178,7 @@ class _Run:
             order = order[~(rows[order] >= rows[first]).all(axis=1)]
         return np.array(kept, np.int64)
 
-    def _store(
-        self, i: int, parents: Ints, states: Ints, values: Floats, done: Floats
-    ) -> Ints:
+    def _store(self, i: int, parents: Ints, states: Ints, values: Floats, done: Floats) -> Ints:
         first, self.count = self.count, self.count + len(parents)
         while self.count > len(self.done):
             self.times = np.concatenate([self.times, np.zeros_like(self.times)])

@@ -13,8 +13,8 @@ Without an order the slots are the devices. Equal ones are told apart by their h
 of the heaviest ``k`` none is on the devices behind the ``k``-th of a class
 (:meth:`PlacementModel._symmetry`). With an order (:meth:`PlacementModel._line`) slots stand in a
 line, any device on any slot: ``x[b, s] = z[b, s] - z[b, s - 1]`` with ``z[b, s]`` for "``b`` is on
-slot ``s`` or before", ``z[v, s] => z[u, s]`` where ``u`` stands before ``v``, and a literal for each
-slot and class says whose device it is; the rows of loads and memory hold under it.
+slot ``s`` or before", ``z[v, s] => z[u, s]`` where ``u`` stands before ``v``, and a literal for
+each slot and class says whose device it is; the rows of loads and memory hold under it.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def improved(
 
 
 def filled(blocks: Blocks, *, ceiling_s: float) -> tuple[int, ...] | None:
-    """A device for each block: one device after the other takes as much work as fits below a ceiling.
+    """A device for each block: one after the other takes as much work as fits below a ceiling.
 
     The last one takes the rest, which may be too much. Memory is not looked at.
     """

@@ -258,7 +258,7 @@ class Pricer:
 
 
 class Splitter:
-    """Shares out blocks between two devices again (loads that transfers and computing add up to)."""
+    """Shares out blocks between two devices again, where transfers add to the load."""
 
     def __init__(
         self, blocks: Blocks, chosen: Iterable[int], classes: tuple[int, int], *, ceiling_s: float
@@ -274,9 +274,7 @@ class Splitter:
         """The larger load at most, and the blocks of the first device (infinite if none fits)."""
         program = self._program
         program.scale(min(ticks, program.most_ticks), Rounding.UP)
-        value, came = program.run(
-            np.zeros(self._program.order and max(program.order) + 1 or 0), 1.0
-        )
+        value, came = program.run(np.zeros(max(program.order, default=0) + 1), 1.0)
         own = np.arange(program.ticks + 1) * program.ceiling_s / program.ticks
         larger = np.maximum(own, -value)
         end = int(np.argmin(larger))

@@ -85,6 +85,7 @@ class PlacementProblem:
     charging: Charging = Charging.DEVICE
 
     def __post_init__(self) -> None:
+        """Check the parts, one by one and against each other."""
         _check_names("operator", [o.name for o in self.operators])
         _check_names("device", [p.name for p in self.places])
         for operator in self.operators:

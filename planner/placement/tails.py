@@ -1,11 +1,10 @@
 """The least time from a moment to the end of a sample: paths through the graph.
 
-From when the outputs of an operator are in host memory to when all that depends on them is done. For an operator ``v``,
-with ``h`` and ``a`` its times on the fastest host and accelerator and ``c`` what its outputs cost to
-move, least over devices,
+From when an output is in host memory to when all that depends on it is done. For an operator
+``v``, with ``h`` and ``a`` its times on the fastest host and accelerator and ``c`` what its outputs
+cost to move, least over devices,
 
-    inside(v)  = a(v) + max over readers w of min(inside(w), c(v) + begun(w))
-    begun(v)   = min(h(v) + after(v), inside(v))
+    inside(v)  = a(v) + max over readers w of min(inside(w), c(v) + edge(v, w))
     edge(u, w) = min(h(w) + after(w), c(u) + inside(w))
     after(u)   = max over readers w of edge(u, w)
 

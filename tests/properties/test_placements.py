@@ -1,4 +1,4 @@
-"""Placement solvers against every placement of tiny problems, and what must hold of every answer."""
+"""Placement solvers against every placement of tiny problems; what must hold of every answer."""
 
 from __future__ import annotations
 
@@ -121,7 +121,8 @@ def test_one_more_device_never_hurts(seed: int) -> None:
         (place_any(problem, limits()), place_any(more, limits())),
         (place_latency(problem, limits()), place_latency(more, limits())),
     ):
-        assert one.objective_s is not None and other.objective_s is not None
+        assert one.objective_s is not None
+        assert other.objective_s is not None
         assert other.objective_s <= one.objective_s * (1 + CLOSE)
 
 
@@ -130,9 +131,7 @@ def test_new_names_and_orders_change_no_objective(seed: int) -> None:
     problem = small(seed)
     shuffled = list(problem.operators)
     random.Random(seed).shuffle(shuffled)
-    other = replace(
-        problem, operators=tuple(shuffled), places=tuple(reversed(problem.places))
-    )
+    other = replace(problem, operators=tuple(shuffled), places=tuple(reversed(problem.places)))
     for solve in (place_contiguous, place_any, place_latency):
         one, two = solve(problem, limits()), solve(other, limits())
         assert two.objective_s == pytest.approx(one.objective_s, rel=1e-6)
