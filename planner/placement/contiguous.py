@@ -31,7 +31,7 @@ from planner.solvers.base import SolveLimits
 Ints = NDArray[np.int64]
 
 FIRST_SLACK = 0.004
-SLACK_GROWTH = 4.0
+SLACK_GROWTH = 16.0
 """The ceiling starts this fraction above the bound; the fraction grows by this factor."""
 
 MAX_CELLS = 3 * 10**7
@@ -70,7 +70,7 @@ def best_line(
         if trial >= ceiling_s:
             return Line(devices=None, load_s=math.inf, bound_s=ceiling_s)
         bound = max(bound, trial)
-        slack = min(slack * SLACK_GROWTH, 0.5)
+        slack *= SLACK_GROWTH
 
 
 class _Table:
