@@ -116,7 +116,7 @@ class _Graph:
 
 
 def inception(seed: int = 0, *, modules: int = 11, accelerators: int = 6) -> PlacementProblem:
-    """Modules of four branches of 3 to 9 layers, as in Inception: many down-sets."""
+    """Modules of four branches of 4 to 9 layers, as in Inception: many down-sets."""
     graph = _Graph(random.Random(seed))
     last = graph.add(2.0, 0.5, size=10**6)
     for _ in range(10):
@@ -124,7 +124,7 @@ def inception(seed: int = 0, *, modules: int = 11, accelerators: int = 6) -> Pla
     for k in range(modules):
         cost = 0.3 / (1 + k / 3)
         ends = []
-        for length in (3, 6, 9, 4):
+        for length in (4, 7, 9, 7):
             end = last
             for layer in range(length):
                 end = graph.add(1.5 if layer % 3 == 0 else 0.3, cost, end, size=3 * 10**6)

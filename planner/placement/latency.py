@@ -16,7 +16,7 @@ import numpy as np
 
 from planner.placement.answer import Placement, PlacementResult
 from planner.placement.blocks import Blocks
-from planner.placement.downsets import down_sets
+from planner.placement.downsets import down_sets, prefixes
 from planner.placement.latency_labels import ON_HOST, LatencyLabels, devices_of
 from planner.placement.problem import PlacementProblem
 from planner.placement.tails import Tails
@@ -79,8 +79,9 @@ class _Search:
             self._all_searched(max_jobs)
             return self.result(max_jobs, None)
         sets = down_sets(self.blocks, limit=MAX_TABLE // self.blocks.num_blocks)
-        if sets is not None:
-            labels = LatencyLabels(self.blocks, sets, self.tails, host=self.host)
+        chosen = prefixes(self.blocks) if sets is None else sets
+        if self.bound_s < math.inf:
+            labels = LatencyLabels(self.blocks, chosen, self.tails, host=self.host)
             for width in WIDTHS:
                 if limits.expired or self.latency_s <= self.bound_s * (1 + TOLERANCE):
                     break
@@ -88,9 +89,10 @@ class _Search:
                 if found.steps is not None:
                     self.latency_s, self.steps = found.latency_s, found.steps
                 if found.complete:
-                    self._all_searched(max_jobs)
+                    if sets is not None:
+                        self._all_searched(max_jobs)
                     break
-        return self.result(max_jobs, sets.count if sets is not None else None)
+        return self.result(max_jobs, chosen.count)
 
     def _all_searched(self, max_jobs: int) -> None:
         """What a complete search proves: nothing where blocks may have to be taken apart."""

@@ -21,7 +21,7 @@ from planner.placement.blocks import Blocks, inseparable, without_appendages
 from planner.placement.bounds import load_bound_s
 from planner.placement.column_bound import Refutation
 from planner.placement.contiguous import best_line
-from planner.placement.downsets import DownSets, down_sets
+from planner.placement.downsets import down_sets, prefixes
 from planner.placement.model import PlacementModel
 from planner.placement.or_tools import LARGEST_SUM, solve_integer
 from planner.placement.pairs import filled, improved
@@ -121,7 +121,7 @@ class _Search:
         blocks = self.blocks
         if self.proved:
             return "a block that fits on no device"
-        line = best_line(blocks, _prefixes(blocks), ceiling_s=self._anything_s(), limits=limits)
+        line = best_line(blocks, prefixes(blocks), ceiling_s=self._anything_s(), limits=limits)
         if line is not None and line.devices is not None:
             self.keep(blocks.spread(line.devices))
             blocks = inseparable(blocks, self.objective_s)
@@ -282,17 +282,6 @@ class _Search:
             space=space,
             method=method,
         )
-
-
-def _prefixes(blocks: Blocks) -> DownSets:
-    """The down-sets along one order of the blocks: a chain, for a quick first answer."""
-    num = blocks.num_blocks
-    holds = np.arange(num)[:, None] < np.arange(num + 1)[None, :]
-    least = blocks.times_s.min(axis=0)
-    finite = np.where(np.isfinite(least), least, 0.0)
-    unit = max(float(finite.sum()), 1e-300) / 2**50
-    work = np.concatenate([[0], np.cumsum(np.floor(finite / unit).astype(np.int64))])
-    return DownSets(holds=holds, work=work, unit_s=unit)
 
 
 def _misfit(blocks: Blocks, devices: Sequence[int]) -> tuple[list[int], int] | None:

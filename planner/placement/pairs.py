@@ -6,6 +6,7 @@ the pair falls. What is left in the end cannot be improved by any two devices al
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -18,6 +19,9 @@ from planner.solvers.base import SolveLimits
 
 TICKS = (400, 1600, 6400)
 LEAST_GAIN = 1e-7
+MAX_SPLITS = 50
+"""Splits tried of one pair, best first, until one fits in memory."""
+
 FILL_TICKS = (600, 1500)
 FORBIDDEN = 1e6
 
@@ -94,16 +98,24 @@ class _Pairs:
         splitter = Splitter(self.blocks, chosen, classes, ceiling_s=before)
         if not splitter.feasible:
             return False
-        found, own = splitter.best(ticks)
-        if found >= before * (1 - LEAST_GAIN):
-            return False
+        for found, own in itertools.islice(splitter.splits(ticks), MAX_SPLITS):
+            if found >= before * (1 - LEAST_GAIN):
+                return False
+            if self._taken(chosen, own, (worst, other)):
+                return True
+        return False
+
+    def _taken(self, chosen: list[int], own: tuple[int, ...], places: tuple[int, int]) -> bool:
+        """Whether a split is better in truth and fits; if so it is made."""
+        worst, other = places
         old = list(self.devices)
         for b in chosen:
             self.devices[b] = worst
         for b in own:
             self.devices[b] = other
-        loads = [self._load(p) for p in (worst, other)]
-        if max(loads) >= before * (1 - LEAST_GAIN) or not all(map(self._fits, (worst, other))):
+        loads = [self._load(p) for p in places]
+        better = max(loads) < self.loads[worst] * (1 - LEAST_GAIN)
+        if not better or not all(map(self._fits, places)):
             self.devices = old
             return False
         self.loads[worst], self.loads[other] = loads

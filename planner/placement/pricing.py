@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -270,17 +270,17 @@ class Splitter:
         self._program = _Program(blocks, order, (sides[0], sides[1]), ceiling_s)
         self.feasible = self._program.feasible
 
-    def best(self, ticks: int) -> tuple[float, tuple[int, ...]]:
-        """The larger load at most, and the blocks of the first device (infinite if none fits)."""
+    def splits(self, ticks: int) -> Iterator[tuple[float, tuple[int, ...]]]:
+        """The larger load at most, and the blocks of the first device; the best splits first."""
         program = self._program
         program.scale(min(ticks, program.most_ticks), Rounding.UP)
         value, came = program.run(np.zeros(max(program.order, default=0) + 1), 1.0)
         own = np.arange(program.ticks + 1) * program.ceiling_s / program.ticks
         larger = np.maximum(own, -value)
-        end = int(np.argmin(larger))
-        if math.isinf(larger[end]):
-            return math.inf, ()
-        return float(larger[end]), program.trace(came, end)
+        for end in np.argsort(larger, kind="stable"):
+            if math.isinf(larger[end]):
+                return
+            yield float(larger[end]), program.trace(came, int(end))
 
 
 def _grid(blocks: Blocks, cls: int, ceiling_s: float, between: tuple[int, int]) -> int:
