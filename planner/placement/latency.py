@@ -7,6 +7,7 @@ the best that a narrow search finds, with the bound of paths (:mod:`~planner.pla
 from __future__ import annotations
 
 import math
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,7 +24,9 @@ from planner.placement.tails import Tails
 from planner.solvers.base import TOLERANCE, SolveLimits, SolveStatus
 from profiler.errors import InvalidInputError
 
-WIDTHS = (2, 16, 20000)
+WIDTHS = ((2, 1.0), (20000, 0.7), (16, 0.5), (128, 1.0))
+"""Labels kept per down-set and the part of the time left for it: a quick answer, an attempt at a
+proof, and, if that took too long, better answers."""
 MAX_TABLE = 10**7
 
 Steps = Sequence[tuple[int, tuple[int, ...]]]
@@ -82,10 +85,12 @@ class _Search:
         chosen = prefixes(self.blocks) if sets is None else sets
         if self.bound_s < math.inf:
             labels = LatencyLabels(self.blocks, chosen, self.tails, host=self.host)
-            for width in WIDTHS:
+            for width, share in WIDTHS:
                 if limits.expired or self.latency_s <= self.bound_s * (1 + TOLERANCE):
                     break
-                found = labels.search(ceiling_s=self.latency_s, width=width, limits=limits)
+                deadline = time.monotonic() + share * limits.remaining_s()
+                part = replace(limits, deadline=min(limits.deadline, deadline))
+                found = labels.search(ceiling_s=self.latency_s, width=width, limits=part)
                 if found.steps is not None:
                     self.latency_s, self.steps = found.latency_s, found.steps
                 if found.complete:

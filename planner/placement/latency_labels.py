@@ -28,6 +28,14 @@ Ints = NDArray[np.int64]
 
 ON_HOST = -1
 
+MAX_LABEL_TIMES = 4 * 10**7
+"""Times in labels, 8 bytes each; beyond it few labels a set are kept."""
+
+MAX_WAITING = 2 * 10**7
+"""Candidates, about 40 bytes each; beyond it only the earliest job between two sets is kept."""
+
+NARROW = 2
+
 Candidates = tuple[Ints, Ints, Floats, Floats | None]
 """Labels they come from, states after, when their step is done, and when each live output is there
 (None: at the end of the step, as for all jobs)."""
@@ -125,13 +133,14 @@ class _Run:
         self.state = np.zeros(1024, np.int64)
         self.at = np.zeros(1024, np.int64)
         self.parent = np.full(1024, -1, np.int64)
-        self.count = 0
+        self.count = self.num_waiting = 0
 
     def settle(self, i: int) -> Ints:
         """Turn what waits at set ``i`` into labels, the dominated left out."""
         if i == 0:
             return self._store(0, np.array([-1]), np.array([0]), np.zeros((1, 0)), np.zeros(1))
         waiting = self.waiting.pop(i, [])
+        self.num_waiting -= sum(len(w[0]) for w in waiting)
         if not waiting:
             return np.zeros(0, np.int64)
         s = self.s
@@ -149,9 +158,11 @@ class _Run:
         latest = np.maximum(done, ahead.max(axis=1, initial=0.0))
         good = np.flatnonzero(latest < self.ceiling_s)
         kept = good[self._undominated(s.used[states[good]], values[good], done[good])]
-        if kept.size > self.width:
+        full = self.count * len(s.producers) > MAX_LABEL_TIMES
+        width = min(self.width, NARROW) if full else self.width
+        if kept.size > width:
             order = np.lexsort((values[kept].sum(axis=1), latest[kept]))
-            kept = kept[order[: self.width]]
+            kept = kept[order[:width]]
             self.complete = False
         return self._store(i, parents[kept], states[kept], values[kept], done[kept])
 
@@ -217,6 +228,7 @@ class _Run:
                     new[:, k] = finish[s.producers[f]]
             end = np.max(np.array(list(finish.values())), axis=0)
             entry = (labels, self.state[labels], end, new)
+            self.num_waiting += len(labels)
             self.waiting.setdefault(j, []).append(entry)
 
     def _on_host(self, b: int, labels: Ints) -> dict[int, Floats]:
@@ -252,7 +264,12 @@ class _Run:
             takes = s.work[c, above[chosen]] - s.work[c, i] + s.blocks.factors[c] * cut[chosen]
             ends = starts[np.ix_(free, chosen)] + takes
             ahead = self._ahead(i, above[chosen], (self.state[labels[free]] + s.stride[k]))
-            rows, columns = np.nonzero(ends + ahead < self.ceiling_s)
+            below = ends + ahead < self.ceiling_s
+            if self.num_waiting > MAX_WAITING:
+                self.complete = False
+                below &= ends == ends.min(axis=0)
+            rows, columns = np.nonzero(below)
+            self.num_waiting += len(rows)
             order = np.argsort(columns, kind="stable")
             rows, columns = rows[order], columns[order]
             breaks = np.flatnonzero(np.diff(columns)) + 1
