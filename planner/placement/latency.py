@@ -61,7 +61,7 @@ class _Search:
         forward = tuple(replace(o, backward=False) for o in problem.operators)
         self.problem = replace(problem, operators=forward)
         self.blocks = Blocks.build(self.problem, ordered=True)
-        self.tails = Tails.build(self.blocks)
+        self.tails = Tails.build(self.problem)
         self.bound_s = self.tails.total_s
         self.latency_s = math.inf
         self.steps: Steps | None = None

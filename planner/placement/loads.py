@@ -110,10 +110,7 @@ class _Search:
         for b, members in enumerate(fine.members):
             held[devices[members[0]]].append(b)
         return max(
-            fine.load_s(chosen, c)
-            for c, places in enumerate(self.problem.classes)
-            for p in places
-            for chosen in [held[p]]
+            fine.load_s(held[p], c) for c, places in enumerate(self.problem.classes) for p in places
         )
 
     def by_down_sets(self, limits: SolveLimits) -> str | None:

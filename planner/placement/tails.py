@@ -10,19 +10,19 @@ cost to move, least over devices,
 
 because on an accelerator a reader either shares the job or waits for the output to be sent. What
 else a job does only makes it longer. A reader cannot share the job, which leaves out ``inside(w)``
-above, if the two blocks and all between them (which a convex job holds too) exceed every memory.
+above, if the two, all between them and the groups of these exceed every memory.
 """
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import networkx as nx
 import numpy as np
 
-from planner.placement.blocks import Blocks, Floats
+from planner.placement.blocks import Floats
 from planner.placement.problem import PlacementProblem
 
 
@@ -39,13 +39,12 @@ class Tails:
     total_s: float
 
     @classmethod
-    def build(cls, blocks: Blocks) -> Tails:
-        """Paths through the operators of ``blocks``; infinite where hosts alone cannot finish."""
-        problem = blocks.problem
+    def build(cls, problem: PlacementProblem) -> Tails:
+        """Paths through ``problem``; infinite where hosts alone cannot finish."""
         num = len(problem.operators)
         host, fast, move = _least(problem)
         readers = [sorted(problem.digraph.successors(v)) for v in range(num)]
-        apart = _apart(blocks)
+        apart = _apart(problem)
         inside, after, hosts = np.zeros(num), np.zeros(num), np.zeros(num)
         out = _cheapest(problem, move)
         edge: dict[tuple[int, int], float] = {}
@@ -79,30 +78,52 @@ def _least(problem: PlacementProblem) -> tuple[Floats, Floats, float]:
     return host, fast, 0.0 if math.isinf(move) else move
 
 
-def _apart(blocks: Blocks) -> set[tuple[int, int]]:
-    """Producers and readers that no job can hold both."""
-    memories = [
-        blocks.memories[c]
-        for c, places in enumerate(blocks.problem.classes)
-        if not blocks.problem.places[places[0]].is_host
-    ]
+def _apart(problem: PlacementProblem) -> set[tuple[int, int]]:
+    """Producers and readers that no job can hold both.
+
+    A job holds whole groups, and every operator on a path between two of its own. Not more than
+    that: operators of a group may run at different times if the group is on hosts.
+    """
+    memories = [p.memory_bytes for p in problem.places if not p.is_host]
     largest = max((math.inf if m is None else m for m in memories), default=0.0)
-    behind, before = [0] * blocks.num_blocks, [0] * blocks.num_blocks
-    edges = sorted(blocks.order_edges)
-    for b in range(blocks.num_blocks):
-        before[b] |= 1 << b
-        for _, second in edges[bisect_left(edges, (b, 0)) : bisect_left(edges, (b + 1, 0))]:
-            before[second] |= before[b]
-    for first, second in reversed(edges):
-        behind[first] |= behind[second] | 1 << second
+    order = list(nx.topological_sort(problem.digraph))
+    num = len(order)
+    before, behind, group = [0] * num, [0] * num, [0] * num
+    for v in order:
+        before[v] |= 1 << v
+        for w in problem.digraph.successors(v):
+            before[w] |= before[v]
+    for v in reversed(order):
+        behind[v] |= 1 << v
+        for w in problem.digraph.successors(v):
+            behind[v] |= behind[w]
+    for members in problem.groups:
+        mask = sum(1 << i for i in members)
+        for i in members:
+            group[i] = mask
+    sizes = [o.size_bytes for o in problem.operators]
     found = set()
-    for v, w in blocks.problem.digraph.edges:
-        one, other = blocks.block_of[v], blocks.block_of[w]
-        between = (behind[one] & before[other]) | 1 << one | 1 << other
-        members = [b for b in range(blocks.num_blocks) if between >> b & 1]
-        if one != other and int(blocks.sizes[members].sum()) > largest:
+    for v, w in problem.digraph.edges:
+        held, grown = 0, group[v] | group[w]
+        while grown != held:
+            held = grown
+            after = until = 0
+            for i in _bits(held):
+                after |= behind[i]
+                until |= before[i]
+            for i in _bits(after & until & ~held):
+                grown |= group[i]
+        if group[v] != group[w] and sum(sizes[i] for i in _bits(held)) > largest:
             found.add((v, w))
     return found
+
+
+def _bits(mask: int) -> Iterator[int]:
+    """Positions of the bits of ``mask``, ascending."""
+    while mask:
+        low = mask & -mask
+        yield low.bit_length() - 1
+        mask ^= low
 
 
 def _cheapest(problem: PlacementProblem, move: float) -> dict[tuple[int, int], float]:
