@@ -31,6 +31,12 @@ Column = tuple[int, tuple[int, ...]]
 FIRST_BOX = 0.25
 BOX_GROWTH, BOX_SHRINK = 1.5, 0.7
 ENOUGH = 1e-6
+MORE = 16
+"""Further sets from each pricing: they cost little and make the linear program converge sooner."""
+
+CAUTION = 0.3
+"""How far the prices tried go from the best so far to those of the linear program, in turn with
+all the way."""
 
 
 class Refutation:
@@ -38,7 +44,7 @@ class Refutation:
 
     def __init__(self, blocks: Blocks, *, ceiling_s: float, ticks: tuple[int, int]) -> None:
         self.blocks = blocks
-        self.columns: list[Column] = []
+        self._known: set[Column] = set()
         self.pricers = [
             Pricer(blocks, c, ceiling_s=ceiling_s, ticks=ticks) for c in range(len(blocks.counts))
         ]
@@ -58,7 +64,7 @@ class Refutation:
         for c, chosen in columns:
             entries = dict.fromkeys(chosen, 1.0) | {self.blocks.num_blocks + c: 1.0}
             self._master.add(0.0, entries)
-            self.columns.append((c, chosen))
+            self._known.add((c, chosen))
 
     def run(self, limits: SolveLimits) -> SolveStatus:
         """INFEASIBLE: no placement. FEASIBLE: not to be shown this way. UNKNOWN: out of time."""
@@ -66,7 +72,7 @@ class Refutation:
             return SolveStatus.FEASIBLE
         least, _ = slowness(self.blocks)
         centre = self._try(least)
-        box = FIRST_BOX
+        box, careful = FIRST_BOX, False
         while not limits.expired and self.ratio <= 1 + 1e-9:
             tried, expected = self._improved(centre, box)
             if tried is None or expected <= 1 + ENOUGH:
@@ -75,7 +81,8 @@ class Refutation:
                 box *= 4
                 continue
             before = self.ratio
-            scaled = self._try(tried)
+            careful = not careful
+            scaled = self._try(centre + CAUTION * (tried - centre) if careful else tried)
             if self.ratio > before:
                 centre = scaled
                 box *= BOX_GROWTH if self.ratio - before > 0.3 * (expected - before) else 1.0
@@ -97,12 +104,12 @@ class Refutation:
 
     def _try(self, prices: Floats) -> Floats:
         """Find the best sets at these prices; the prices scaled so that devices hold 1 of them."""
-        held, found = 0.0, []
+        held = 0.0
+        found: list[Column] = []
         for c, (pricer, count) in enumerate(zip(self.pricers, self.blocks.counts, strict=True)):
-            value, chosen = pricer.best(prices)
+            value, sets = pricer.best(prices, more=MORE)
             held += count * max(value, 0.0)
-            if chosen:
-                found.append((c, chosen))
+            found += [(c, chosen) for chosen in sets if (c, chosen) not in self._known]
         self.add(found)
         total = math.fsum(prices)
         if held <= 0:

@@ -60,7 +60,7 @@ def filled(blocks: Blocks, *, ceiling_s: float) -> tuple[int, ...] | None:
             if not pricer.feasible:
                 return None
             prices = np.where(np.array(devices) < 0, least, -FORBIDDEN * (least.sum() + 1))
-            _, chosen = pricer.best(prices)
+            _, (chosen, *_) = pricer.best(prices)
         if any(math.isinf(blocks.times_s[c, b]) for b in chosen):
             return None
         for b in chosen:

@@ -29,6 +29,9 @@ from planner.placement.problem import Charging
 Ints = NDArray[np.int64]
 NONE, ALL, SOME = 0, 1, 2
 
+APART = 25
+"""Loads of further sets are this many ticks apart in the order of their prices."""
+
 MAX_STATES = 4000
 MAX_CELLS = 6 * 10**7
 """States times ticks over all blocks: two bytes each are kept to find the set again."""
@@ -250,11 +253,17 @@ class Pricer:
         between = min(ticks[0], most), min(ticks[1], most)
         self._program.scale(_grid(blocks, cls, ceiling_s, between), rounding)
 
-    def best(self, prices: Floats) -> tuple[float, tuple[int, ...]]:
-        """An upper bound on the price of any set that fits, and the set that reaches it."""
+    def best(self, prices: Floats, *, more: int = 0) -> tuple[float, list[tuple[int, ...]]]:
+        """An upper bound on the price of any set that fits, the set that reaches it, then others.
+
+        The ``more`` others are dear sets with other loads.
+        """
         value, came = self._program.run(prices, 0.0)
-        end = int(np.argmax(value))
-        return float(value[end]), self._program.trace(came, end)
+        ends = np.argsort(-value, kind="stable")
+        reached = ends[: int(np.isfinite(value).sum())]
+        chosen = [reached[0], *reached[1 : 1 + more * APART : APART]]
+        sets = dict.fromkeys(self._program.trace(came, int(end)) for end in chosen)
+        return float(value[reached[0]]), list(sets)
 
 
 class Splitter:

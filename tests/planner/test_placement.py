@@ -277,7 +277,7 @@ def test_the_dearest_set_is_never_undervalued() -> None:
         blocks = Blocks.build(problem, ordered=False)
         prices = np.array([source.uniform(-1, 3) for _ in range(blocks.num_blocks)])
         ceiling = 0.6 * float(np.where(np.isfinite(blocks.times_s), blocks.times_s, 0).sum()) + 1
-        value, _ = Pricer(blocks, 0, ceiling_s=ceiling, ticks=(400, 500)).best(prices)
+        value, _ = Pricer(blocks, 0, ceiling_s=ceiling, ticks=(400, 500)).best(prices, more=3)
         for size in range(blocks.num_blocks + 1):
             for chosen in itertools.combinations(range(blocks.num_blocks), size):
                 if blocks.load_s(chosen, 0) <= ceiling:
