@@ -26,13 +26,13 @@ from benchmarks.chains import published_chain
 from benchmarks.records import Record, parser, publish, record
 from planner import Plan, PlanRequest
 from planner.request import Pin
-from planner.rules import apportion_layers
+from planner.rules import in_proportion
 from profiler.profile import Profile
 
 BOARDS = 4
 """Of each kind."""
-SPEED = 8.0
-FULL_BATCHES, QUICK_BATCHES = 60, 25
+SPEED = 4.0
+FULL_BATCHES, QUICK_BATCHES = 40, 15
 
 
 def plans(profile: Profile, request: PlanRequest) -> dict[str, Plan]:
@@ -46,7 +46,7 @@ def plans(profile: Profile, request: PlanRequest) -> dict[str, Plan]:
     found = {"best": planner.plan(profile, request)}
     for name, weights in (("even", [1.0] * len(boards)), ("by speed", speeds)):
         pins, first = [], 0
-        for board, count in zip(boards, apportion_layers(num_layers, weights), strict=True):
+        for board, count in zip(boards, in_proportion(num_layers, weights), strict=True):
             pins.append(Pin(layers=f"l{first}..{first + count - 1}", device=board))
             first += count
         wish = request.model_copy(update={"pins": tuple(pins)})

@@ -80,12 +80,12 @@ class Pair:
 
     def stream_ours(self, buffers: list[torch.Tensor], count: int) -> None:
         """``count`` messages through the transport."""
-        under_way = []
+        under_way, message = [], self.message(0)
         for i in range(count):
             if len(under_way) == WINDOW:
                 self.transport.finish(under_way.pop(0))
             start = self.transport.send if self.rank == 0 else self.transport.receive
-            under_way.append(start(buffers[i % WINDOW], self.message(0)))
+            under_way.append(start(buffers[i % WINDOW], message))
         for one in under_way:
             self.transport.finish(one)
 
@@ -115,10 +115,12 @@ class Pair:
 
     def hops_ours(self, buffer: torch.Tensor, count: int) -> None:
         """``count`` round trips of a tiny message through the transport."""
+        there, back = self._message(0, 0), self._message(0, 1)
         for _ in range(count):
-            for source in (0, 1):
-                start = self.transport.send if self.rank == source else self.transport.receive
-                self.transport.finish(start(buffer, self._message(0, source)))
+            for message in (there, back):
+                mine = self.rank == message.source
+                start = self.transport.send if mine else self.transport.receive
+                self.transport.finish(start(buffer, message))
 
     def hops_gloo(self, buffer: torch.Tensor, count: int) -> None:
         """``count`` round trips through bare gloo."""
@@ -145,7 +147,7 @@ def serve(rank: int, store: str, port: int, quick: bool) -> dict[str, dict[str, 
 
     for size in SIZES:
         buffers = [torch.zeros(size, dtype=torch.uint8) for _ in range(WINDOW)]
-        count = max(4, (64 if quick else 128) * 2**20 // size)
+        count = max(4, (128 if quick else 512) * 2**20 // size)
         compare(
             str(size),
             {
@@ -154,6 +156,7 @@ def serve(rank: int, store: str, port: int, quick: bool) -> dict[str, dict[str, 
                 "tcp": lambda b=buffers, n=count: pair.stream_tcp(b, n),  # type: ignore[misc]
             },
         )
+        found[str(size)]["bytes"] = [float(size * count)]
     tiny = torch.zeros(TINY_BYTES, dtype=torch.uint8)
     compare(
         "hop",
@@ -210,7 +213,11 @@ def records_of(found: dict[str, dict[str, list[float]]]) -> list[Record]:
         sides = found[str(size)]
         ratio = _ratio(sides["gloo"], sides["ours"])
         over_gloo.append(ratio)
-        made.append(record(f"bandwidth_over_raw_gloo_{size >> 20}mib", ratio, "ratio"))
+        rates = {
+            f"{side}_gb_per_s": round(sides["bytes"][0] / statistics.median(sides[side]) / 1e9, 2)
+            for side in ("ours", "gloo", "tcp")
+        }
+        made.append(record(f"bandwidth_over_raw_gloo_{size >> 20}mib", ratio, "ratio", **rates))
     sides = found[str(2**20)]
     overlap_sides = {side: statistics.median(times) for side, times in found["overlap"].items()}
     hidden = overlap_sides["send"] + overlap_sides["compute"] - overlap_sides["both"]

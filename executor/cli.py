@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from executor.emulate.cli import app as hosts_app
 from profiler.console import Format, commands, note, write_json, write_result
 from profiler.documents import require_writable
 from profiler.errors import ApportionError, InvalidInputError
@@ -53,8 +55,10 @@ def run(  # noqa: PLR0913  (one parameter a flag)
     Example: apportion run plan.yaml --inputs x.npz --outputs y.npz --report run.json
 
     Several hosts: torchrun --nnodes 2 --nproc-per-node 2 ... -m executor run plan.yaml -i x.npz
+
+    Several hosts on this machine: apportion hosts run cluster.yaml -- apportion run plan.yaml ...
     """
-    from executor.torchrun import Environment
+    from profiler.environment import Environment
 
     environment = Environment.read()
     if environment is not None:
@@ -85,10 +89,14 @@ def _run_as_rank(  # noqa: PLR0913  (what the command was given)
     environment: Any,
 ) -> None:
     """One of torchrun's processes: rank 0 prepares and gathers, the others take part."""
+    from executor.placement import placed
     from executor.torchrun import World, require_world
     from planner.planfile import Plan
 
     loaded = Plan.load(plan_path)
+    environment = placed(environment, loaded)
+    if environment is None:
+        return
     require_world(loaded, environment)
     world = World(loaded, environment, timeout_s=timeout)
     if environment.rank != 0:
@@ -131,6 +139,7 @@ def _run_as_rank(  # noqa: PLR0913  (what the command was given)
         ran=ran,
         num_items=prepared.num_items,
         start_s=max(s["start_s"] for s in started),
+        sources=sources,
     )
     _finish(made, loaded, report, Format.TEXT)
 
@@ -150,7 +159,7 @@ def rehearse(
 
     Example: apportion rehearse plan.yaml --batches 50 --report rehearsal.json
     """
-    from executor.torchrun import Environment
+    from profiler.environment import Environment
 
     if report is not None:
         require_writable(report)
@@ -196,8 +205,8 @@ def _rehearse_as_rank(
         Schedule(loaded, sources.profile.model),
         started,
         ran,
-        inputs.num_items,
-        max(s["start_s"] for s in started),
+        start_s=max(s["start_s"] for s in started),
+        sources=sources,
     )
     _finish(made, loaded, report, Format.TEXT)
 
@@ -236,6 +245,26 @@ def verify(
         raise typer.Exit(EXIT_DIFFERENT)
 
 
+class Kind(StrEnum):
+    """A document with a published schema."""
+
+    CLUSTER = "cluster"
+    PROFILE = "profile"
+    PLAN_REQUEST = "plan-request"
+    PLAN = "plan"
+    RUN_REPORT = "run-report"
+
+
+@app.command()
+def schema(
+    kind: Annotated[Kind, typer.Argument(help="Kind of document.", metavar="KIND")],
+) -> None:
+    """Print the JSON Schema of a document: cluster, profile, plan-request, plan or run-report."""
+    from executor.schemas import schema_text
+
+    write_result(schema_text(kind.value))
+
+
 def _needed(inputs: Path | None) -> Path:
     if inputs is None:
         raise InvalidInputError("give the inputs: --inputs FILE (.npz or .safetensors)")
@@ -266,13 +295,18 @@ def _finish(made: RunReport, plan: Plan, report: Path | None, form: Format) -> N
 
 
 def _mount(name: str) -> None:
-    """Add another package's commands to ours."""
-    other = import_module(name).app
-    app.registered_commands.extend(other.registered_commands)
+    """Add another package's commands to ours; ours know more where both have one."""
+    own = {command.callback.__name__ for command in app.registered_commands if command.callback}
+    app.registered_commands.extend(
+        command
+        for command in import_module(name).app.registered_commands
+        if command.callback.__name__ not in own
+    )
 
 
 _mount("profiler.cli")
 _mount("planner.cli")
+app.add_typer(hosts_app, name="hosts")
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from profiler import errors
+from profiler.allocator import heap_environment
 from profiler.errors import ApportionError, RankFailedError
 
 Message = dict[str, Any]
@@ -92,7 +93,7 @@ class LocalRanks:
             stdin=subprocess.PIPE,
             pass_fds=given,
             start_new_session=True,
-            env={**os.environ, "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo")},
+            env=heap_environment({"GLOO_SOCKET_IFNAME": "lo", **os.environ}),
         )
         for fd in (lifeline_read, status_write):
             os.close(fd)

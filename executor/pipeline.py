@@ -33,11 +33,21 @@ ALIGNMENT_BYTES = 64
 
 @dataclass
 class RankRecord:
-    """What a rank measured: seconds of each of its pieces, and when each step ended."""
+    """What a rank measured: seconds of each of its pieces, and when each step ended.
+
+    A piece's time is ``waited_s`` for its inputs, ``held_s`` until earlier results had left, and
+    ``busy_s``; most of that is running its stage (``computed_s``). ``sent_s`` is the processor's
+    time for handing on results, ``dispatched_s`` that for all else that the loop does: a clock
+    would also count the time in which other processes have the processor.
+    """
 
     items: list[int] = field(default_factory=list)
     waited_s: list[float] = field(default_factory=list)
+    busy_s: list[float] = field(default_factory=list)
     computed_s: list[float] = field(default_factory=list)
+    sent_s: list[float] = field(default_factory=list)
+    held_s: list[float] = field(default_factory=list)
+    dispatched_s: list[float] = field(default_factory=list)
     step_ends_s: list[float] = field(default_factory=list)
     wall_s: float = 0.0
 
@@ -132,6 +142,7 @@ class _Run:
         self.collecting: deque[list[Pending]] = deque()
         self.feeding: deque[list[Pending]] = deque()
         self.sending: deque[list[Pending]] = deque()
+        self._blocked_s = 0.0
 
     def _sinks(self, num_items: int) -> dict[str, Aggregator]:
         chosen = choose_aggregator(self.schedule.plan.spec.aggregation.strategy)
@@ -162,9 +173,10 @@ class _Run:
         for index, step in enumerate(work):
             self._serve(work, index + steps_ahead)
             for _ in step.pieces:
+                begun = time.perf_counter(), time.thread_time()
                 while len(waiting) < self.loop.depth and (arriving := next(ahead, None)):
                     waiting.append(arriving)
-                self._piece(waiting.popleft())
+                self._piece(waiting.popleft(), begun)
             self.record.step_ends_s.append(time.perf_counter())
             # As many may be under way behind this step as ahead of it, and no more.
             self._settle(at_most=2 * steps_ahead)
@@ -176,14 +188,21 @@ class _Run:
         self._finish(self.feeding, at_most=at_most)
         while len(self.collecting) > at_most:
             for one in self.collecting.popleft():
-                part = self.transport.finish(one)
+                part = self._end(one)
                 low, high = one.message.items or (0, 0)
                 self.sinks[one.message.tensor].place(part, low, high)
 
     def _finish(self, queue: deque[list[Pending]], *, at_most: int) -> None:
         while len(queue) > at_most:
             for one in queue.popleft():
-                self.transport.finish(one)
+                self._end(one)
+
+    def _end(self, one: Pending) -> torch.Tensor:
+        """Wait for a transfer, and count the time."""
+        begun = time.perf_counter()
+        tensor = self.transport.finish(one)
+        self._blocked_s += time.perf_counter() - begun
+        return tensor
 
     # --- the root's own duties ---------------------------------------------------------------
 
@@ -227,30 +246,39 @@ class _Run:
                     parts.setdefault(message.tensor, []).append(part)
                 yield _Arriving(piece=piece, parts=parts)
 
-    def _piece(self, arriving: _Arriving) -> None:
+    def _piece(self, arriving: _Arriving, begun: tuple[float, float]) -> None:
+        """Compute a piece, and send on what it gives; its turn ``begun`` at these clock times of
+        the world and of the processor."""
         stage = self.loop.stage
         assert stage is not None
         piece = arriving.piece
-        begun = time.perf_counter()
+        self._blocked_s = 0.0
         values = {name: self._joined(name, parts) for name, parts in arriving.parts.items()}
-        received = time.perf_counter()
+        waited_s, self._blocked_s = self._blocked_s, 0.0
+        received, received_cpu = time.perf_counter(), time.thread_time()
         self._compute(stage, piece, values)
-        computed = time.perf_counter()
+        computed, computed_cpu = time.perf_counter(), time.thread_time()
         sent = [self._send(message, values, piece) for message in piece.sends]
         self.sending.append([one for one in sent if one is not None])
+        sent_cpu = time.thread_time()
         # Bounded memory: what was sent more than ``depth`` pieces ago must have left.
         self._finish(self.sending, at_most=self.loop.depth)
-        self.record.items.append(piece.items[1] - piece.items[0])
-        self.record.waited_s.append(received - begun)
-        self.record.computed_s.append(computed - received)
+        ended, ended_cpu = time.perf_counter(), time.thread_time()
+        record = self.record
+        record.items.append(piece.items[1] - piece.items[0])
+        record.waited_s.append(waited_s)
+        record.held_s.append(self._blocked_s)
+        record.busy_s.append(ended - begun[0] - waited_s - self._blocked_s)
+        record.computed_s.append(computed - received)
+        record.sent_s.append(sent_cpu - computed_cpu)
+        record.dispatched_s.append((received_cpu - begun[1]) + (ended_cpu - sent_cpu))
 
     def _joined(self, name: str, parts: list[Pending | Message]) -> torch.Tensor:
         """A whole input of a piece from its parts, in item order, on the rank's device."""
         stage = self.loop.stage
         assert stage is not None
         tensors = [
-            self._input(part) if isinstance(part, Message) else self.transport.finish(part)
-            for part in parts
+            self._input(part) if isinstance(part, Message) else self._end(part) for part in parts
         ]
         dim = self.loop.tensors[name].batch_dim
         whole = tensors[0] if len(tensors) == 1 or dim is None else torch.cat(tensors, dim=dim)

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-import psutil
 import torch
 
 from planner.check import check_plan, check_spec
-from planner.findings import Finding, Severity
+from planner.findings import EVIDENCE, Finding, Severity
 from planner.inputs import Sources
 from planner.planfile import Plan
 from profiler.capture import Captured
 from profiler.errors import InvalidInputError, StalePlanError
+from profiler.limits import memory_limits
 from profiler.units import format_bytes
-
-EVIDENCE = frozenset({"edited", "estimate", "objective", "bound", "status", "certificate", "idle"})
-"""Findings about what a plan says of itself: a reviewer's business, no danger to a run."""
 
 
 def preflight(
@@ -82,7 +79,7 @@ def _memory(plan: Plan) -> None:
         binding = next((b for b in plan.spec.ranks if b.rank == estimate.rank), None)
         if binding is not None and not binding.device.rpartition("/")[2].startswith("cuda"):
             needed["host"] += estimate.memory.total_bytes
-    free = psutil.virtual_memory().available
+    _, free = memory_limits()
     if needed["host"] > free:
         raise InvalidInputError(
             f"the plan's ranks need {format_bytes(needed['host'])} of host memory and "

@@ -10,7 +10,7 @@ import os
 import resource
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,13 +19,14 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
+from executor.clocks import compare_clocks
 from executor.distribute import RemoteWeights, send_weights
 from executor.pipeline import RankLoop, RankRecord
 from executor.schedule import Interval, Schedule
 from executor.stage import RankBundle, load_stage
-from executor.stores import Store, join_group
 from executor.transport import Transport
-from profiler.allocator import keep_freed_memory
+from profiler.allocator import keep_freed_memory, release_library_pages
+from profiler.stores import Store, join_group
 
 __all__ = ["Control", "RankOptions", "serve"]
 
@@ -60,6 +61,7 @@ def serve(options: RankOptions, control: Control) -> None:
     """
     started = time.monotonic()
     keep_freed_memory()
+    release_library_pages()
     bundle = RankBundle.read(options.directory, options.rank)
     torch.set_num_threads(bundle.threads.get(options.rank, 1))
     torch.set_grad_enabled(False)
@@ -103,6 +105,13 @@ def _run(loop: RankLoop, command: Message, options: RankOptions) -> Message:
         low, high = items or (-1, -1)
         recorded.setdefault(f"{name}|{low}|{high}", value.detach().to("cpu").clone().contiguous())
 
+    offsets = compare_clocks(
+        loop.transport,
+        rank=options.rank,
+        root=loop.schedule.root,
+        world_size=len(loop.schedule.plan.spec.ranks),
+    )
+    loop.transport.log.start()
     measured, outputs = loop.run(
         command["items"],
         symbols=command["symbols"],
@@ -114,18 +123,17 @@ def _run(loop: RankLoop, command: Message, options: RankOptions) -> Message:
         save_file({k: v.contiguous() for k, v in outputs.items()}, command["outputs"])
     if command.get("boundaries"):
         save_file(recorded, Path(command["boundaries"]) / f"rank-{options.rank}.safetensors")
-    return {"event": "ran", **_summary(measured)}
+    return {
+        "event": "ran",
+        **_summary(measured),
+        "transfers": loop.transport.log.to_data(),
+        "clocks": [[o.seconds, o.error_s] for _, o in sorted(offsets.items())],
+        "symbols": command["symbols"],
+    }
 
 
 def _summary(record: RankRecord) -> Message:
-    return {
-        "items": record.items,
-        "waited_s": record.waited_s,
-        "computed_s": record.computed_s,
-        "step_ends_s": record.step_ends_s,
-        "wall_s": record.wall_s,
-        "peak_bytes": peak_resident_bytes(),
-    }
+    return {**asdict(record), "peak_bytes": peak_resident_bytes()}
 
 
 def _device(bundle: RankBundle, rank: int) -> torch.device:
@@ -148,5 +156,12 @@ def resident_bytes() -> int:
 
 def peak_resident_bytes() -> int:
     """The most resident memory this process has had."""
+    try:
+        # Not getrusage where this is: it starts from what the process that started this one had.
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
     scale = 1 if os.uname().sysname == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

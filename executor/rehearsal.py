@@ -17,7 +17,7 @@ import torch
 from executor.bundle import write_rank, write_shared
 from executor.inputs import RunInputs
 from executor.preflight import refuse
-from executor.report import RunReport, make_report
+from executor.report import Compared, RunReport, make_report
 from executor.running import RunOptions, load_plan
 from executor.schedule import Schedule
 from executor.session import StartedRanks
@@ -48,7 +48,7 @@ def rehearse(
     loaded, path = load_plan(plan)
     sources = require_rehearsable(loaded, path, options, batches)
     begun = time.monotonic()
-    ranks = StartedRanks(loaded, timeout_s=options.timeout_s)
+    ranks = StartedRanks(loaded, timeout_s=options.timeout_s, hosts=options.hosts)
     try:
         schedule = write_rehearsal(ranks.directory, loaded, sources)
         ready = ranks.start()
@@ -57,7 +57,7 @@ def rehearse(
         ran, _ = ranks.run(inputs, repeats=batches)
     finally:
         ranks.close()
-    return rehearsal_report(schedule, ready, ran, inputs.num_items, start_s)
+    return rehearsal_report(schedule, ready, ran, start_s=start_s, sources=sources)
 
 
 def require_rehearsable(
@@ -84,19 +84,21 @@ def rehearsal_report(
     schedule: Schedule,
     ready: Sequence[Mapping[str, object]],
     ran: Sequence[Mapping[str, object]],
-    num_items: int,
+    *,
     start_s: float,
+    sources: Sources,
 ) -> RunReport:
     """The report of a rehearsal: that of a run, without memory, which no stage took."""
-    made = make_report(schedule, started=ready, ran=ran, num_items=num_items, start_s=start_s)
+    made = make_report(
+        schedule,
+        started=ready,
+        ran=ran,
+        num_items=schedule.batch_size,
+        start_s=start_s,
+        sources=sources,
+    )
     bare = tuple(
-        rank.model_copy(
-            update={
-                "memory_bytes": rank.memory_bytes.model_copy(
-                    update={"predicted": None, "ratio": None}
-                )
-            }
-        )
+        rank.replaced(memory_bytes=Compared(measured=rank.memory_bytes.measured))
         for rank in made.ranks
     )
     return made.model_copy(update={"rehearsed": True, "ranks": bare})

@@ -3,49 +3,110 @@
 from __future__ import annotations
 
 import platform
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-import torch
+from pydantic import Field
 
+from executor.links import LinkTime, Offset, link_times
+from executor.measured import RankFigures, rank_evidence, rank_figures
 from executor.schedule import Schedule
-from planner.planfile import Plan
+from planner.actual import OFF
+from planner.inputs import Sources
+from planner.planfile import RankEstimate
+from planner.prices import Prices
 from profiler.documents import Document, Estimated, Record
+from profiler.evidence import LinkEvidence, RankEvidence, RunEvidence, parted_s
+from profiler.expressions import BATCH
+from profiler.profile import PRELUDE
 
 
 class Compared(Record):
-    """A figure as the plan estimated it and as it came out; ``ratio`` is measured / predicted."""
+    """A figure as the plan estimated it and as it came out; ``ratio`` is measured / predicted.
+
+    ``off``: the ratio is more than a tenth away from 1.
+    """
 
     predicted: Estimated | None = None
     measured: Estimated | None = None
     ratio: Estimated | None = None
+    off: bool = False
 
     @staticmethod
     def of(predicted: float | None, measured: float | None) -> Compared:
         """Both figures and their ratio, where there are two."""
-        both = bool(predicted) and measured is not None
+        ratio = measured / predicted if predicted and measured is not None else None
         return Compared(
             predicted=predicted,
             measured=measured,
-            ratio=measured / predicted if both and predicted and measured is not None else None,
+            ratio=ratio,
+            off=ratio is not None and abs(ratio - 1) > OFF,
         )
 
 
 class RankReport(Record):
-    """One rank. Times are medians over its full pieces (one microbatch's share each)."""
+    """One rank. Times are those of a typical full piece (its share of one microbatch).
+
+    ``busy_s`` is all but waiting. ``compute_s`` is that without what the plan charges for messages:
+    the stage's layers and dispatching, which alone is ``dispatch_s`` (predicted by the profile,
+    measured as time of the processor). ``waited_s`` is waiting for inputs, ``held_s`` until earlier
+    results had left, ``spread`` the distance of the quartiles of ``busy_s`` over its median.
+    ``layers`` are the selectors of its stage, ``prelude`` whether it repeats the work that all
+    stages share.
+    """
 
     rank: int
     device: str
+    device_type: str
     stage: str | None
+    layers: tuple[str, ...] = ()
+    prelude: bool = False
     pieces: int
     items_per_piece: int
+    busy_s: Compared
     compute_s: Compared
+    dispatch_s: Compared
     waited_s: Estimated
+    held_s: Estimated
+    spread: Estimated
     memory_bytes: Compared
     weights_bytes: int
     loaded_bytes: int
     baseline_bytes: int
+
+
+class StageReport(Record):
+    """One stage: how long it is busy with a microbatch (a batch, if it waits for one).
+
+    Measured is the slowest of its ranks, ``slowest_rank``: computing and handing on, not waiting.
+    """
+
+    stage: str
+    ranks: tuple[int, ...]
+    slowest_rank: int | None
+    busy_s: Compared
+
+
+class LinkReport(Record):
+    """Messages of one tensor and size from one rank to another.
+
+    ``time_s`` is one message: latency and bytes over bandwidth of the cluster's link beside the
+    median over ``samples``. ``state`` says why there is no measured time: ``hidden``, the receiver
+    never had to wait for them; ``unresolved``, they are faster than the two hosts' clocks can be
+    compared. ``bytes_per_s`` is what one message reached.
+    """
+
+    source: int
+    target: int
+    source_device: str
+    target_device: str
+    tensor: str
+    num_bytes: int
+    messages: int
+    state: Literal["measured", "hidden", "unresolved"]
+    time_s: Compared
+    samples: int
+    bytes_per_s: Estimated | None = None
 
 
 class StageCheck(Record):
@@ -73,8 +134,10 @@ class RunReport(Document):
     """One run of a plan.
 
     ``period_s`` is the time between finished batches once the pipeline is full (absent for a
-    single batch), ``latency_s`` the time of a run of one batch (absent otherwise). ``rehearsed``:
-    the ranks waited for the profile's times instead of computing.
+    single batch), ``latency_s`` the time of a run of one batch (absent otherwise).
+    ``clock_error_s`` is how far off times that compare two hosts may be. ``evidence`` is what
+    ``apportion refit`` folds back into the profile. ``rehearsed``: the ranks waited for the
+    profile's times instead of computing.
     """
 
     kind: Literal["RunReport"] = "RunReport"
@@ -87,9 +150,13 @@ class RunReport(Document):
     items_per_s: Compared
     wall_s: float
     start_s: float
+    stages: tuple[StageReport, ...] = ()
+    links: tuple[LinkReport, ...] = ()
     ranks: tuple[RankReport, ...]
+    clock_error_s: float = Field(default=0.0, ge=0)
     outputs: OutputCheck | None = None
     rehearsed: bool = False
+    evidence: RunEvidence | None = None
     environment: dict[str, str]
 
 
@@ -100,8 +167,15 @@ def make_report(
     ran: Sequence[Mapping[str, Any]],
     num_items: int,
     start_s: float,
+    sources: Sources | None = None,
 ) -> RunReport:
-    """The report of a run from what its ranks told when ready and when done."""
+    """The report of a run from what its ranks told when ready and when done.
+
+    ``sources`` are the documents behind the plan; without them there is no estimate of messages
+    and of dispatching.
+    """
+    import torch  # the document itself is read without it
+
     plan = schedule.plan
     root = ran[schedule.root]
     steps = len(root["step_ends_s"])
@@ -114,6 +188,12 @@ def make_report(
         if period
         else num_items * _repeats(steps, schedule, num_items) / wall
     )
+    prices = None if sources is None else Prices(sources.profile, sources.cluster)
+    figures = [rank_figures(one) for one in ran]
+    offsets = {rank: Offset(*clock) for rank, clock in enumerate(root["clocks"])}
+    links = link_times([one["transfers"] for one in ran], offsets)
+    evidence = _evidence(schedule, figures, links, root["symbols"], num_items)
+    seen = {one.rank: one for one in evidence.ranks}
     return RunReport(
         plan_id=plan.plan_id,
         num_items=num_items,
@@ -123,7 +203,21 @@ def make_report(
         items_per_s=Compared.of(plan.estimate.items_per_s if steps >= 3 else None, rate),
         wall_s=wall,
         start_s=start_s,
-        ranks=tuple(_rank(schedule, rank, started[rank], ran[rank]) for rank in range(len(ran))),
+        stages=tuple(_stages(schedule, figures)),
+        links=tuple(_links(schedule, links, prices)),
+        ranks=tuple(
+            _rank(
+                schedule,
+                rank,
+                seen.get(rank),
+                figures[rank],
+                {**started[rank], **ran[rank]},
+                prices,
+            )
+            for rank in range(len(ran))
+        ),
+        clock_error_s=max(offset.error_s for offset in offsets.values()),
+        evidence=evidence,
         environment={
             "torch": torch.__version__,
             "python": platform.python_version(),
@@ -149,30 +243,133 @@ def _period(schedule: Schedule, ran: Sequence[Mapping[str, Any]]) -> float | Non
     return max(slopes, default=None)
 
 
+def _stages(schedule: Schedule, figures: Sequence[RankFigures | None]) -> Iterator[StageReport]:
+    estimates = {e.rank: e for e in schedule.plan.estimate.ranks}
+    for where, stage in schedule.stages.items():
+        measured = [(f.busy_s, rank) for rank in stage.ranks if (f := figures[rank])]
+        slowest = max(measured, default=None)
+        expected = [estimates[rank] for rank in stage.ranks if rank in estimates]
+        yield StageReport(
+            stage=where,
+            ranks=stage.ranks,
+            slowest_rank=None if slowest is None else slowest[1],
+            busy_s=Compared.of(_busy_s(expected), None if slowest is None else slowest[0]),
+        )
+
+
+def _busy_s(ranks: Sequence[RankEstimate]) -> float | None:
+    """``busy`` of the cost model: each part is charged at the slowest rank."""
+    if not ranks:
+        return None
+    return (
+        max(r.compute_s for r in ranks)
+        + max(r.receive_s for r in ranks)
+        + max(r.send_s for r in ranks)
+    )
+
+
+def _links(
+    schedule: Schedule, links: Sequence[LinkTime], prices: Prices | None
+) -> Iterator[LinkReport]:
+    device = {b.rank: b.device for b in schedule.plan.spec.ranks}
+    for one in links:
+        source, target = device[one.source], device[one.target]
+        predicted = None
+        if prices is not None:
+            predicted = prices.link(source, target).transfer_time_s(one.num_bytes)
+        yield LinkReport(
+            source=one.source,
+            target=one.target,
+            source_device=source,
+            target_device=target,
+            tensor=one.tensor,
+            num_bytes=one.num_bytes,
+            messages=one.messages,
+            state=one.state,
+            time_s=Compared.of(predicted, one.time_s),
+            samples=one.samples,
+            bytes_per_s=one.num_bytes / one.time_s if one.time_s else None,
+        )
+
+
 def _rank(
-    schedule: Schedule, rank: int, started: Mapping[str, Any], ran: Mapping[str, Any]
+    schedule: Schedule,
+    rank: int,
+    seen: RankEvidence | None,
+    figures: RankFigures | None,
+    told: Mapping[str, Any],
+    prices: Prices | None,
 ) -> RankReport:
-    plan: Plan = schedule.plan
-    binding = next(b for b in plan.spec.ranks if b.rank == rank)
-    estimate = next((e for e in plan.estimate.ranks if e.rank == rank), None)
-    items = max(ran["items"], default=0)
-    full = [i for i, count in enumerate(ran["items"]) if count == items]
-    # The first piece touches every weight for the first time; it is not typical.
-    typical = full[1:] or full
-    compute = statistics.median(ran["computed_s"][i] for i in typical) if typical else None
-    waited = statistics.median(ran["waited_s"][i] for i in typical) if typical else 0.0
+    """``told`` is what the rank said when ready and when done."""
+    binding = next(b for b in schedule.plan.spec.ranks if b.rank == rank)
+    estimate = next((e for e in schedule.plan.estimate.ranks if e.rank == rank), None)
+    where = schedule.stage_of.get(rank)
+    expected_s = charged_s = expected_bytes = expected_dispatch_s = None
+    if estimate is not None:
+        charged_s = estimate.receive_s + estimate.send_s
+        expected_s, expected_bytes = estimate.compute_s, float(estimate.memory.total_bytes)
+    if prices is not None and where is not None:
+        expected_dispatch_s = prices.timings(binding.device).dispatch_s
+    parted = None if seen is None else parted_s(seen, charged_s or 0.0)
     return RankReport(
         rank=rank,
         device=binding.device,
-        stage=schedule.stage_of.get(rank),
-        pieces=len(ran["items"]),
-        items_per_piece=items,
-        compute_s=Compared.of(estimate.compute_s if estimate else None, compute),
-        waited_s=waited,
-        memory_bytes=Compared.of(
-            float(estimate.memory.total_bytes) if estimate else None, float(ran["peak_bytes"])
+        device_type=binding.device_type,
+        stage=where,
+        layers=() if where is None else schedule.stages[where].layers,
+        prelude=seen is not None and PRELUDE in seen.twins,
+        pieces=len(told["items"]),
+        items_per_piece=figures.items if figures else 0,
+        busy_s=Compared.of(
+            None if expected_s is None else expected_s + (charged_s or 0.0),
+            figures.busy_s if figures else None,
         ),
-        weights_bytes=started["weight_bytes"],
-        loaded_bytes=started["loaded_bytes"],
-        baseline_bytes=started["baseline_bytes"],
+        compute_s=Compared.of(expected_s, sum(parted) if parted else None),
+        dispatch_s=Compared.of(expected_dispatch_s, parted[1] if parted else None),
+        waited_s=figures.waited_s if figures else 0.0,
+        held_s=figures.held_s if figures else 0.0,
+        spread=figures.spread if figures else 0.0,
+        memory_bytes=Compared.of(expected_bytes, float(told["peak_bytes"])),
+        weights_bytes=told["weight_bytes"],
+        loaded_bytes=told["loaded_bytes"],
+        baseline_bytes=told["baseline_bytes"],
+    )
+
+
+def _evidence(
+    schedule: Schedule,
+    figures: Sequence[RankFigures | None],
+    links: Sequence[LinkTime],
+    symbols: Mapping[str, int],
+    num_items: int,
+) -> RunEvidence:
+    device = {b.rank: b.device for b in schedule.plan.spec.ranks}
+    known = {**schedule.graph.symbols, **symbols}
+    return RunEvidence(
+        plan_id=schedule.plan.plan_id,
+        model=schedule.graph.fingerprint,
+        symbols={name: size for name, size in sorted(known.items()) if name != BATCH},
+        ranks=tuple(
+            rank_evidence(
+                schedule,
+                rank,
+                one,
+                step_items=min(num_items, schedule.batch_size),
+                symbols=symbols,
+            )
+            for rank, one in enumerate(figures)
+            if one is not None and one.busy_s > 0
+        ),
+        links=tuple(
+            LinkEvidence(
+                source=device[one.source],
+                target=device[one.target],
+                num_bytes=one.num_bytes,
+                time_s=one.time_s,
+                samples=one.samples,
+                spread=one.spread,
+            )
+            for one in links
+            if one.time_s is not None
+        ),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -17,18 +17,23 @@ from profiler.errors import InvalidInputError
 from profiler.profile import Profile
 from profiler.sources import load_model
 
+if TYPE_CHECKING:
+    from executor.emulate import EmulatedHosts
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """How to run: what to check the plan against, and how long to wait for a message.
 
     Without ``profile``, the one the plan names is used if its file can be found; ``cluster`` is
-    the one the plan was made for, if it is not the profile's own.
+    the one the plan was made for, if it is not the profile's own. With ``hosts`` (see
+    :func:`executor.emulate.emulated`) each rank runs inside the host of its device.
     """
 
     profile: Profile | None = None
     cluster: Cluster | None = None
     timeout_s: float = DEFAULT_TIMEOUT_S
+    hosts: EmulatedHosts | None = None
 
     def sources(self, plan: Plan, path: Path | None) -> Sources | None:
         """The documents to check ``plan`` against."""
@@ -76,7 +81,7 @@ def open_session(
         StalePlanError, InvalidInputError, RankFailedError: as for :func:`run`.
     """
     sources = options.sources(plan, path)
-    started = StartedRanks(plan, timeout_s=options.timeout_s)
+    started = StartedRanks(plan, timeout_s=options.timeout_s, hosts=options.hosts)
     try:
         captured = model_of(plan, model, path, inputs=inputs)
     except BaseException:

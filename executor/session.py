@@ -6,10 +6,11 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -24,6 +25,9 @@ from planner.inputs import Sources
 from planner.planfile import Plan
 from profiler.capture import Captured
 from profiler.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from executor.emulate import EmulatedHosts
 
 DEFAULT_TIMEOUT_S = 120.0
 """How long a rank waits for any one message before it gives up and says so."""
@@ -46,8 +50,14 @@ class StartedRanks:
     :class:`Session`, which then owns them; otherwise they must be closed.
     """
 
-    def __init__(self, plan: Plan, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        """Start one process per rank of ``plan``.
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        hosts: EmulatedHosts | None = None,
+    ) -> None:
+        """Start one process per rank of ``plan``; inside ``hosts``, if there are any.
 
         Raises:
             InvalidInputError: ``timeout_s`` is not above zero.
@@ -56,6 +66,9 @@ class StartedRanks:
             raise InvalidInputError(f"timeout_s must be above zero: {timeout_s}")
         shared = Path("/dev/shm")
         base = shared if shared.is_dir() and _fits(shared, plan.inputs.model.weight_bytes) else None
+        self.hosts = hosts
+        ordered = sorted(plan.spec.ranks, key=lambda binding: binding.rank)
+        places = [hosts.place(b.device.rpartition("/")[0]) for b in ordered] if hosts else []
         self.directory = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=base))
         try:
             self.processes = LocalRanks(
@@ -63,6 +76,7 @@ class StartedRanks:
                 len(plan.spec.ranks),
                 timeout_s=timeout_s,
                 describe=lambda rank: _describe(plan, rank),
+                places=places,
             )
         except BaseException:
             shutil.rmtree(self.directory, ignore_errors=True)
@@ -71,11 +85,14 @@ class StartedRanks:
     def start(self) -> list[Message]:
         """Have the ranks load what was written for them; what each says when ready.
 
+        On emulated hosts without their quotas: those are for running.
+
         Raises:
             RankFailedError: a rank could not start.
         """
-        self.processes.command({"command": "start"})
-        return self.processes.reports()
+        with self.hosts.unlimited() if self.hosts else nullcontext():
+            self.processes.command({"command": "start"})
+            return self.processes.reports()
 
     def run(
         self, prepared: RunInputs, *, repeats: int = 1, boundaries: Path | None = None
@@ -132,6 +149,7 @@ class Session:
         """
         begun = time.monotonic()
         self.captured = captured
+        self.sources = sources
         self._ranks: StartedRanks | None = started
         try:
             preflight(plan, captured, sources=sources)
@@ -179,6 +197,7 @@ class Session:
             ran=ran,
             num_items=prepared.num_items,
             start_s=self.start_s,
+            sources=self.sources,
         )
         leaves = answer_leaves(self.captured, gathered, prepared)
         return RunResult(outputs=self.captured.unflatten_outputs(leaves), report=report)

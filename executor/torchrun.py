@@ -9,12 +9,9 @@ ranks agree that they were started for the same plan.
 from __future__ import annotations
 
 import json
-import os
-import socket
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,51 +19,16 @@ import torch.distributed as dist
 
 from executor.distribute import WEIGHTS_FILE
 from executor.rank import RankOptions, serve
-from executor.stores import below, put_bytes, tcp_store
 from planner.planfile import Plan
 from profiler import errors
+from profiler.environment import Environment
 from profiler.errors import ApportionError, InvalidInputError, RankFailedError, StalePlanError
+from profiler.stores import Store, below, get_bytes, put_bytes
 
 if TYPE_CHECKING:
     from executor.inputs import RunInputs
 
 Message = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Environment:
-    """What torchrun tells each process."""
-
-    rank: int
-    world_size: int
-    master_addr: str
-    master_port: int
-
-    @staticmethod
-    def read(variables: Mapping[str, str] = os.environ) -> Environment | None:
-        """This process's place among the ranks; None when nothing started it as a rank.
-
-        Raises:
-            InvalidInputError: some of the variables are there and others are missing or wrong.
-        """
-        names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-        there = [name for name in names if name in variables]
-        if "RANK" not in there:
-            return None
-        if len(there) < len(names):
-            missing = ", ".join(name for name in names if name not in there)
-            raise InvalidInputError(f"RANK is set but not {missing}: start ranks with torchrun")
-        try:
-            return Environment(
-                rank=int(variables["RANK"]),
-                world_size=int(variables["WORLD_SIZE"]),
-                master_addr=variables["MASTER_ADDR"],
-                master_port=int(variables["MASTER_PORT"]),
-            )
-        except ValueError as error:
-            raise InvalidInputError(
-                f"RANK, WORLD_SIZE and MASTER_PORT must be numbers: {error}"
-            ) from error
 
 
 def require_world(plan: Plan, environment: Environment) -> None:
@@ -81,6 +43,10 @@ def require_world(plan: Plan, environment: Environment) -> None:
             f"the plan has {needed} ranks, {environment.world_size} processes were started: "
             f"start it with --nnodes and --nproc-per-node whose product is {needed}"
         )
+
+
+def _plain(store: Store, key: str) -> bytes:
+    return bytes(store.get(key))
 
 
 class _Queue:
@@ -112,22 +78,7 @@ class World:
         self.plan = plan
         self.environment = environment
         self.timeout_s = timeout_s
-        # torchrun keeps a store open on its agent; without an agent rank 0 opens one.
-        hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        try:
-            store = tcp_store(
-                environment.master_addr,
-                environment.master_port,
-                hosted_here=not hosted and environment.rank == 0,
-                timeout_s=timeout_s,
-            )
-        except (RuntimeError, dist.DistError) as error:
-            raise RankFailedError(
-                f"rank {environment.rank} on {socket.gethostname()} cannot reach "
-                f"{environment.master_addr}:{environment.master_port} in {timeout_s:g} s: {error}"
-            ) from error
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        self.store = below(f"apportion/{attempt}/", store)
+        self.store = environment.store(timeout_s=timeout_s)
         self._agree()
 
     def _agree(self) -> None:
@@ -141,9 +92,9 @@ class World:
                     f"{rank} for another one; copy the same plan file to every host"
                 )
 
-    def _get(self, key: str, rank: int) -> bytes:
+    def _get(self, key: str, rank: int, *, read: Callable[[Store, str], bytes] = _plain) -> bytes:
         try:
-            return bytes(self.store.get(key))
+            return read(self.store, key)
         except (RuntimeError, dist.DistError) as error:
             raise RankFailedError(
                 f"rank {self.environment.rank} heard nothing from rank {rank} in "
@@ -195,7 +146,7 @@ class World:
             raise kind(f"rank 0 could not prepare the run: {verdict['error']}")
         with _directory() as directory:
             for name in ("bundle.json", f"rank-{rank}.json", "constants.safetensors"):
-                (directory / name).write_bytes(self._get(f"bundle/{name}", 0))
+                (directory / name).write_bytes(self._get(f"bundle/{name}", 0, read=get_bytes))
             command = json.loads(self._get("command", 0))
             self._serve(directory, command)
         # Leaving before rank 0 has read the report would close the store's last connection.

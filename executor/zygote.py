@@ -84,8 +84,8 @@ def main() -> None:
 def _be_rank(order: Message, rank: int, fd: int) -> None:
     """Serve as one rank, then leave without running the parent's clean-up."""
     from executor.rank import RankOptions, serve
-    from executor.stores import file_store
     from profiler.errors import ApportionError
+    from profiler.stores import file_store
 
     for other, other_fd in enumerate(order["controls"]):
         if other != rank:

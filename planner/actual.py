@@ -12,6 +12,7 @@ from typing import Literal
 
 from planner.planfile import Plan
 from profiler.errors import InvalidInputError
+from profiler.units import format_bytes
 
 OFF = 0.10
 """A measured figure further than this from its estimate is marked."""
@@ -21,22 +22,33 @@ Unit = Literal["s", "bytes", "items/s"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Actual:
-    """One figure as estimated and as measured; ``ratio`` is measured over estimated."""
+    """One figure as estimated and as measured; ``ratio`` is measured over estimated.
+
+    ``note`` says why there is nothing measured, where it is known.
+    """
 
     what: str
     unit: Unit
     predicted: float | None
     measured: float | None
     ratio: float | None
+    note: str = ""
 
     @property
     def is_off(self) -> bool:
         """Whether the estimate was wrong by more than a tenth."""
         return self.ratio is not None and abs(self.ratio - 1) > OFF
 
+    @property
+    def distance(self) -> float:
+        """How wrong the estimate was, the same for twice and for half; 0 within a tenth."""
+        if not self.is_off or not self.ratio:
+            return 0.0
+        return max(self.ratio, 1 / self.ratio)
+
 
 def read_actuals(plan: Plan, report: Mapping[str, object]) -> tuple[Actual, ...]:
-    """The figures of a run of ``plan``, whole first, then rank by rank.
+    """The figures of a run of ``plan``: the whole first, then stages, ranks and links.
 
     Raises:
         InvalidInputError: not a RunReport, or one of another plan.
@@ -47,22 +59,50 @@ def read_actuals(plan: Plan, report: Mapping[str, object]) -> tuple[Actual, ...]
         raise InvalidInputError(
             f"the report is of plan {str(report.get('plan_id'))[:80]}, this is {plan.plan_id[:80]}"
         )
-    return tuple(x for x in _figures(report) if x.measured is not None)
+    return tuple(x for x in _figures(report) if x.measured is not None or x.note)
 
 
 def _figures(report: Mapping[str, object]) -> Iterator[Actual]:
     yield _actual("time between batches", "s", report.get("period_s"))
     yield _actual("time of one batch", "s", report.get("latency_s"))
     yield _actual("throughput", "items/s", report.get("items_per_s"))
-    ranks = report.get("ranks")
-    for rank in ranks if isinstance(ranks, list) else []:
-        if isinstance(rank, dict):
-            name = f"rank {rank.get('rank')} {rank.get('stage') or ''}".rstrip()
-            yield _actual(f"{name} compute", "s", rank.get("compute_s"))
-            yield _actual(f"{name} memory", "bytes", rank.get("memory_bytes"))
+    for stage in _records(report, "stages"):
+        slowest = f" (rank {stage.get('slowest_rank')})" if _several(stage) else ""
+        yield _actual(f"{stage.get('stage')} busy{slowest}", "s", stage.get("busy_s"))
+    for rank in _records(report, "ranks"):
+        name = f"rank {rank.get('rank')} {rank.get('stage') or ''}".rstrip()
+        yield _actual(f"{name} compute", "s", rank.get("compute_s"))
+        yield _actual(f"{name} memory", "bytes", rank.get("memory_bytes"))
+    for link in _records(report, "links"):
+        yield _link(link)
 
 
-def _actual(what: str, unit: Unit, compared: object) -> Actual:
+_SILENT = {
+    "hidden": "hidden: never awaited",
+    "unresolved": "too quick to measure",
+}
+
+
+def _link(link: Mapping[str, object]) -> Actual:
+    size = _number(link.get("num_bytes"))
+    what = f"rank {link.get('source')} -> {link.get('target')} {str(link.get('tensor'))[:24]}"
+    if size is not None:
+        what += f" {format_bytes(size)}"
+    note = _SILENT.get(str(link.get("state")), "")
+    return _actual(what, "s", link.get("time_s"), note=note)
+
+
+def _records(report: Mapping[str, object], name: str) -> list[Mapping[str, object]]:
+    found = report.get(name)
+    return [x for x in found if isinstance(x, dict)] if isinstance(found, list) else []
+
+
+def _several(stage: Mapping[str, object]) -> bool:
+    ranks = stage.get("ranks")
+    return isinstance(ranks, list) and len(ranks) > 1
+
+
+def _actual(what: str, unit: Unit, compared: object, *, note: str = "") -> Actual:
     figures = compared if isinstance(compared, dict) else {}
     predicted, measured = _number(figures.get("predicted")), _number(figures.get("measured"))
     both = predicted is not None and measured is not None and predicted > 0
@@ -72,6 +112,7 @@ def _actual(what: str, unit: Unit, compared: object) -> Actual:
         predicted=predicted,
         measured=measured,
         ratio=measured / predicted if both and measured is not None and predicted else None,
+        note=note,
     )
 
 

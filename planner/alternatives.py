@@ -13,12 +13,15 @@ from planner.lower import describe_bottleneck
 from planner.planfile import Alternative, IdleDevice
 from planner.problem import PlanningProblem
 from planner.request import Objective, Split
-from planner.rules import RuleOutcome, apply_rules
+from planner.rules import RuleOutcome
 from planner.solvers.base import TOLERANCE, Assignment, SolverResult, SolveStatus
 from profiler.units import format_bytes, format_seconds
 
 Resolve = Callable[[PlanningProblem], SolverResult]
 """Solves a variant of the problem within the time that is left."""
+
+MAX_DEVICES = 256
+"""Of more devices, none is priced by solving again: what is proved of all plans must do."""
 
 MAX_PRICED = 6
 """Kinds of idle device that are priced by solving again; the rest share a shorter reason."""
@@ -36,70 +39,102 @@ class Chosen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rival:
-    """Another plan, or why there is none."""
+    """Another plan for a variant of the problem, or why there is none."""
 
     name: str
+    problem: PlanningProblem
     assignment: Assignment | None
     objective_s: float | None
     why_not: str
 
 
-def rule_rivals(models: Sequence[CostModel], chosen: Chosen) -> list[Rival]:
+def rule_rivals(
+    applied: Sequence[tuple[PlanningProblem, Sequence[RuleOutcome]]], chosen: Chosen
+) -> list[Rival]:
     """The rules people use, each at its best microbatch size."""
-    outcomes: dict[int, list[tuple[CostModel, RuleOutcome]]] = {}
-    for cost in models:
-        for position, outcome in enumerate(apply_rules(cost.problem, cost)):
-            outcomes.setdefault(position, []).append((cost, outcome))
+    outcomes: dict[int, list[tuple[PlanningProblem, RuleOutcome]]] = {}
+    for problem, found in applied:
+        for position, outcome in enumerate(found):
+            outcomes.setdefault(position, []).append((problem, outcome))
     rivals = []
     for tried in outcomes.values():
         priced = [
-            (price.objective_s(cost.problem.request.objective), outcome, price)
-            for cost, outcome in tried
+            (price.objective_s(problem.request.objective), problem, outcome, price)
+            for problem, outcome in tried
             if (price := outcome.price) is not None
         ]
         if not priced:
-            outcome = tried[-1][1]
-            rivals.append(
-                Rival(name=outcome.name, assignment=None, objective_s=None, why_not=outcome.why_not)
-            )
+            problem, outcome = tried[-1]
+            rivals.append(_lacking(problem, outcome.name, outcome.why_not))
             continue
-        objective, outcome, price = min(priced, key=lambda p: p[0])
-        rivals.append(_priced(outcome.name, outcome.assignment, objective, price, chosen))
+        _, problem, outcome, price = min(priced, key=lambda p: p[0])
+        rivals.append(_priced(problem, outcome.name, outcome.assignment, price, chosen))
     return rivals
 
 
-def split_rivals(chosen: Chosen, resolve: Resolve) -> list[Rival]:
-    """The best plan with only layers split, and the best with only the batch split."""
+def split_rivals(
+    others: Sequence[PlanningProblem], chosen: Chosen, resolve: Resolve
+) -> list[Rival]:
+    """The best plans that may use fewer ways to split the work than the chosen one does.
+
+    ``others`` are the problems at other microbatch sizes.
+    """
     problem = chosen.problem
-    if set(problem.request.splits) != {Split.LAYERS, Split.BATCH} or not problem.batch_splits:
+    if len(problem.devices) > MAX_DEVICES:
         return []
-    stages = chosen.assignment.stages
     rivals = []
-    for split, name, same in (
-        (Split.LAYERS, "layers only", all(len(s.devices) == 1 for s in stages)),
-        (Split.BATCH, "batch only", len(stages) == 1),
-    ):
-        if same:
+    for name, splits in _fewer_splits(problem, chosen.assignment).items():
+        problems = [problem]
+        if splits == (Split.PIPELINES,):  # quickly solved; many microbatches are even shares
+            problems += [p for p in others if p.microbatch != problem.microbatch]
+        tried = []
+        for here in problems:
+            request = here.request.model_copy(update={"splits": splits})
+            result = resolve(replace(here, request=request))
+            tried.append((result.objective_s is None, result.objective_s or 0.0, result, here))
+        *_, result, here = min(tried, key=lambda t: t[:2])
+        if result.assignment is None:
+            rivals.append(_lacking(here, name, f"no such plan fits (solver {result.status})"))
             continue
-        request = problem.request.model_copy(update={"splits": (split,)})
-        result = resolve(replace(problem, request=request))
-        if result.assignment is None or result.objective_s is None:
-            rivals.append(
-                Rival(
-                    name=name,
-                    assignment=None,
-                    objective_s=None,
-                    why_not=f"no such plan fits (solver {result.status})",
-                )
-            )
-            continue
-        price = CostModel(problem).evaluate(result.assignment)
-        rivals.append(_priced(name, result.assignment, result.objective_s, price, chosen))
+        price = CostModel(here).evaluate(result.assignment)
+        rivals.append(_priced(here, name, result.assignment, price, chosen))
     return rivals
 
 
-def idle_rivals(chosen: Chosen, resolve: Resolve) -> tuple[list[IdleDevice], list[Rival]]:
-    """Why each device without a stage has none, and the best plans that use one of them."""
+def _fewer_splits(problem: PlanningProblem, assignment: Assignment) -> dict[str, tuple[Split, ...]]:
+    """Ways of splitting that are less than what was allowed, and that ``assignment`` exceeds."""
+    possible = {
+        Split.LAYERS: Split.LAYERS in problem.request.splits and problem.num_layers > 1,
+        Split.BATCH: problem.batch_splits,
+        Split.PIPELINES: problem.one_pipeline() is None,
+    }
+    allowed = tuple(split for split in Split if possible[split])
+    used = {
+        Split.LAYERS: any(len(p.stages) > 1 for p in assignment.pipelines),
+        Split.BATCH: any(len(stage.devices) > 1 for stage in assignment.stages),
+        Split.PIPELINES: len(assignment.pipelines) > 1,
+    }
+    found: dict[str, tuple[Split, ...]] = {}
+    for name, splits in (
+        ("one pipeline", tuple(s for s in allowed if s is not Split.PIPELINES)),
+        ("layers only", (Split.LAYERS,)),
+        ("batch only", (Split.BATCH,)),
+        ("pipelines side by side only", (Split.PIPELINES,)),
+    ):
+        fewer = set(splits) < set(allowed)
+        exceeded = any(used[split] for split in Split if split not in splits)
+        if fewer and exceeded and splits not in found.values():
+            found[name] = splits
+    return found
+
+
+def idle_rivals(
+    chosen: Chosen, resolve: Resolve, *, bound_s: float
+) -> tuple[list[IdleDevice], list[Rival]]:
+    """Why each device without a stage has none, and the best plans that use one of them.
+
+    No plan has an objective below ``bound_s``, whatever devices it uses.
+    """
     problem = chosen.problem
     used = set(chosen.assignment.devices)
     reasons: dict[str, str] = {}
@@ -108,7 +143,9 @@ def idle_rivals(chosen: Chosen, resolve: Resolve) -> tuple[list[IdleDevice], lis
         idle = [device for device in members if device not in used]
         if not idle:
             continue
-        if len(rivals) >= MAX_PRICED:
+        if len(problem.devices) > MAX_DEVICES:
+            reason = _left_over(problem, chosen, idle[0], bound_s)
+        elif len(rivals) >= MAX_PRICED:
             reason = _cheapest_way_in(problem, chosen, idle[0])
         else:
             forced = [device for device in members if device in used] + idle[:1]
@@ -132,19 +169,31 @@ def as_alternatives(rivals: Sequence[Rival]) -> tuple[Alternative, ...]:
     )
 
 
+def _lacking(problem: PlanningProblem, name: str, why_not: str) -> Rival:
+    return Rival(name=name, problem=problem, assignment=None, objective_s=None, why_not=why_not)
+
+
 def _priced(
-    name: str, assignment: Assignment | None, objective_s: float, price: PlanCost, chosen: Chosen
+    problem: PlanningProblem,
+    name: str,
+    assignment: Assignment | None,
+    price: PlanCost,
+    chosen: Chosen,
 ) -> Rival:
-    assert assignment is not None
-    if assignment == chosen.assignment:
-        return Rival(
-            name=name, assignment=assignment, objective_s=objective_s, why_not="this is the plan"
-        )
+    objective_s = price.objective_s(problem.request.objective)
     slower = _slower(objective_s, chosen)
-    why = slower if slower else "equally good"
+    same = assignment == chosen.assignment and problem.microbatch == chosen.problem.microbatch
+    why = "this is the plan" if same else slower or "equally good"
     if slower and chosen.problem.request.objective is Objective.THROUGHPUT:
+        assert assignment is not None
         why += f"; {describe_bottleneck(assignment, price)}"
-    return Rival(name=name, assignment=assignment, objective_s=objective_s, why_not=why)
+    return Rival(
+        name=name,
+        problem=problem,
+        assignment=assignment,
+        objective_s=objective_s,
+        why_not=why,
+    )
 
 
 def _slower(objective_s: float, chosen: Chosen) -> str:
@@ -164,7 +213,7 @@ def _forced(chosen: Chosen, device: str, result: SolverResult) -> Rival:
             why = f"every plan with it takes at least {format_seconds(result.bound_s)}"
         else:
             why = _no_room(problem, device)
-        return Rival(name=f"with {device}", assignment=None, objective_s=None, why_not=why)
+        return _lacking(problem, f"with {device}", why)
     ours, theirs = format_seconds(chosen.objective_s), format_seconds(objective_s)
     what = "period" if problem.request.objective is Objective.THROUGHPUT else "latency"
     slower = _slower(objective_s, chosen)
@@ -180,6 +229,7 @@ def _forced(chosen: Chosen, device: str, result: SolverResult) -> Rival:
         why = f"a stage on it does not bring the {what} below {ours}"
     return Rival(
         name=f"with {device}",
+        problem=problem,
         assignment=result.assignment,
         objective_s=objective_s,
         why_not=why,
@@ -203,6 +253,18 @@ def _no_room(problem: PlanningProblem, device: str) -> str:
     return (
         f"no plan with a stage on it fits: {format_bytes(max(0, room))} are free for weights, "
         "activations and buffers"
+    )
+
+
+def _left_over(problem: PlanningProblem, chosen: Chosen, device: str, bound_s: float) -> str:
+    """What a device among very many could bring at most."""
+    graph, room = problem.graph, problem.capacity_bytes(device) - problem.reserve_bytes(device)
+    if all(graph.weight_bytes([i]) > room for i in range(problem.num_layers)):
+        return _no_room(problem, device)
+    most = chosen.objective_s / bound_s - 1 if bound_s > 0 else 1.0
+    return (
+        f"it is left over; with it or without, no plan is more than {max(0.0, most):.2%} better "
+        "than this one"
     )
 
 

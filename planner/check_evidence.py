@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from planner.derive import Derived, RankLoad
 from planner.findings import Finding, Severity, error, warning
 from planner.layout import Layout
-from planner.planfile import Plan, RankEstimate
+from planner.planfile import BaselineRecord, Plan, RankEstimate, SearchRecord
 from planner.prices import Prices
 from profiler.cluster import Cluster
 from profiler.units import format_bytes, format_seconds
@@ -153,7 +153,51 @@ def search_findings(
         yield error("status", "search.status", f"it says optimal with a gap of {search.gap}")
     if severity is Severity.WARNING:
         yield warning("certificate", "search", _certificate(search.bound_s, real_s))
+    if search.baseline is not None:
+        yield from _baseline(search, search.baseline, severity)
     yield from _idle(plan, cluster, severity)
+
+
+def _baseline(search: SearchRecord, said: BaselineRecord, severity: Severity) -> Iterator[Finding]:
+    """Everything in which the record of the plan in use contradicts the plan or itself.
+
+    The plan in use is not at hand: what it costs is believed, unless it is this plan.
+    """
+    where = "search.baseline"
+    ours = said.objective_s if said.verdict in ("same", "kept") else said.found_s
+    if ours is None or _differ(search.objective_s, ours, EXACT):
+        yield _evidence(
+            severity,
+            "baseline",
+            where,
+            f"verdict {said.verdict} with {ours}; this plan has {search.objective_s}",
+        )
+    if (said.objective_s is None) != (said.verdict == "unfit"):
+        yield _evidence(
+            severity,
+            "baseline",
+            where,
+            f"verdict {said.verdict} with an objective of {said.objective_s} for the plan in use",
+        )
+    elif said.objective_s:
+        gain = (said.objective_s - said.found_s) / said.objective_s
+        if said.gain is None or _differ(said.gain, gain, EXACT, least=1.0):
+            yield _evidence(severity, "baseline", where, f"gain is {said.gain}; it is {gain:.6g}")
+        worth = gain > EXACT and gain >= said.min_gain
+        if worth != (said.verdict == "changed"):
+            yield _evidence(
+                severity,
+                "baseline",
+                where,
+                f"verdict {said.verdict} at a gain of {gain:.6g} and a least gain of "
+                f"{said.min_gain:.6g}",
+            )
+    if said.found_s < search.bound_s * (1 - EXACT):
+        yield error(
+            "baseline",
+            where,
+            f"the best found has {said.found_s}, below the bound {search.bound_s}",
+        )
 
 
 def _certificate(bound_s: float, real_s: float) -> str:

@@ -81,11 +81,11 @@ def _splits(reading: Reading, layout: Layout) -> Iterator[Finding]:
                 f"{len(stages)} stages; the request allows {request.max_stages}",
             )
         yield from _batch_splits(stages, Split.BATCH in request.splits)
-    if Split.BATCH not in request.splits and len(layout.pipelines) > 1:
+    if Split.PIPELINES not in request.splits and len(layout.pipelines) > 1:
         yield error(
             "split",
             "spec.pipelines",
-            f"{len(layout.pipelines)} pipelines; the request allows no batch split",
+            f"{len(layout.pipelines)} pipelines; the request allows none side by side",
         )
 
 

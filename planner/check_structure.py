@@ -258,14 +258,21 @@ def _devices(reading: Reading) -> Iterator[Finding]:
 
 
 def _stages(reading: Reading) -> Iterator[Finding]:
-    micro = reading.plan.spec.schedule.microbatch_size
+    micro, fixed = reading.plan.spec.schedule.microbatch_size, reading.graph.static_batch
+    taken = [pipeline.items for pipeline in reading.plan.spec.pipelines]
+    if fixed is not None and (len(taken) > 1 or sum(taken) % fixed):
+        yield error(
+            "static-batch",
+            "spec.pipelines",
+            f"the model was captured for exactly {fixed} items at a time: use one pipeline, with a "
+            f"multiple of {fixed} items (it has {_sum_text(taken)})",
+        )
     for p, pipeline in enumerate(reading.plan.spec.pipelines):
         for s, stage in enumerate(pipeline.stages):
             where = place(p, s)
             yield from _whole_batch(reading, stage, where, reading.placed[p][s])
             items = pipeline.items if stage.whole_batch else micro
             yield from _shares(stage, where, items)
-            fixed = reading.graph.static_batch
             if fixed is not None and set(stage.shares) != {fixed}:
                 yield error(
                     "static-batch",

@@ -1,4 +1,4 @@
-"""``apportion plan``, ``explain``, ``check`` and ``schema``.
+"""``apportion plan``, ``explain``, ``check``, ``diff`` and ``schema``.
 
 Commands import what they need when they run, so that reading a plan stays quick.
 """
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 EXIT_FINDINGS = 5
 """Exit code of ``check`` when the plan breaks a rule."""
 
+EXIT_DIFFERENT = 1
+"""Exit code of ``diff`` when the plans differ."""
+
 app = commands("Decide how to split a model, and read, explain and check the decision.")
 
 
@@ -39,6 +42,7 @@ class Division(StrEnum):
 
     LAYERS = "layers"
     BATCH = "batch"
+    PIPELINES = "pipelines"
 
 
 class Page(StrEnum):
@@ -78,7 +82,7 @@ def plan(  # noqa: PLR0913  (one parameter a flag)
         int | None, typer.Option(help="Items that travel together; default: the best.")
     ] = None,
     split: Annotated[
-        list[Division] | None, typer.Option(help="Allowed ways to split; default: both.")
+        list[Division] | None, typer.Option(help="Allowed ways to split; default: all.")
     ] = None,
     pin: Annotated[
         list[str] | None, typer.Option(help="LAYERS=DEVICE: run them there and nowhere else.")
@@ -104,11 +108,20 @@ def plan(  # noqa: PLR0913  (one parameter a flag)
     cluster: Annotated[
         Path | None, typer.Option("--cluster", "-c", help="Cluster file; default: the profile's.")
     ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(help="Plan in use: its wishes hold, and is it still the best?"),
+    ] = None,
+    min_gain: Annotated[
+        str, typer.Option(help="Keep the baseline if a change saves less than this, as 2%.")
+    ] = "0%",
     form: FormatOption = Format.TEXT,
 ) -> None:
     """Find the best split, prove how good it is, and write it down.
 
     Example: apportion plan profile.json -o plan.yaml --batch-size 32 --reserve 1GiB
+
+    After a refit: apportion plan new.json --baseline plan.yaml --min-gain 2% -o plan2.yaml
 
     Layers are named by module: encoder.layer.0..5, lm_head. Exit code 3: no plan fits.
     """
@@ -133,7 +146,9 @@ def plan(  # noqa: PLR0913  (one parameter a flag)
         "solver": solver,
         "limits": None if time_limit is None else {"time_s": time_limit},
     }
-    asked = _merged_request(request, wishes, measured)
+    least = _fraction(min_gain, "--min-gain")
+    used = None if baseline is None else _load(str(baseline))
+    asked = _merged_request(request, wishes, measured, used)
     machines = None if cluster is None else Cluster.load(cluster)
 
     from planner.api import plan as make_plan
@@ -144,6 +159,8 @@ def plan(  # noqa: PLR0913  (one parameter a flag)
         profile_ref=str(profile),
         cluster=machines,
         cluster_ref=None if cluster is None else str(cluster),
+        baseline=used,
+        min_gain=least,
     )
     write_file(output, made.to_text(as_json=_as_json(output, form)))
     _show_plan(made, output, form)
@@ -241,6 +258,39 @@ def check(
 
 
 @app.command()
+def diff(
+    before: Annotated[str, typer.Argument(help="Plan file.", metavar="A")],
+    after: Annotated[str, typer.Argument(help="Plan file; - is stdin.", metavar="B")],
+    profile: Annotated[
+        Path | None, typer.Option(help="Profile to price both on; default: the one B names.")
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Every line.")] = False,
+    form: FormatOption = Format.TEXT,
+) -> None:
+    """Show what differs between two plans: what was asked, what moved, what it costs.
+
+    Example: apportion diff main/plan.yaml plan.yaml
+
+    Exit codes: 0 the same question and decision, 1 they differ.
+    """
+    from planner.compare import compare
+    from planner.diff_text import render_diff
+    from profiler.profile import Profile
+
+    ours, theirs = _load(before), _load(after)
+    measured = None if profile is None else Profile.load(profile)
+    found = compare((ours, Path(before)), (theirs, Path(after)), profile=measured)
+    if form is Format.JSON:
+        from dataclasses import asdict
+
+        write_json(asdict(found))
+    else:
+        write_result(render_diff(found, verbose=verbose))
+    if not found.same:
+        raise typer.Exit(EXIT_DIFFERENT)
+
+
+@app.command()
 def schema(
     kind: Annotated[Kind, typer.Argument(help="Kind of document.", metavar="KIND")],
 ) -> None:
@@ -275,15 +325,17 @@ def _show_plan(made: Plan, output: str, form: Format) -> None:
 
 
 def _merged_request(
-    path: Path | None, wishes: Mapping[str, object], profile: Profile
+    path: Path | None, wishes: Mapping[str, object], profile: Profile, used: Plan | None
 ) -> PlanRequest:
-    """The request of the file with the flags over it."""
+    """The request of the file, or that of the plan in use, with the flags over it."""
     from planner.request import PlanRequest
     from profiler.documents import load_data
 
     data: dict[str, object] = {"kind": "PlanRequest", "format_version": "1.0"}
     if path is not None:
         data = load_data(path)
+    elif used is not None:
+        data = used.inputs.request.model_dump(mode="json", exclude_none=True)
     given = {name: value for name, value in wishes.items() if value is not None}
     limits = given.pop("limits", None)
     if isinstance(limits, dict):
@@ -292,6 +344,14 @@ def _merged_request(
     data = {**data, **given}
     data.setdefault("batch_size", max(profile.batch_sizes, default=1))
     return PlanRequest.from_data(data, name="the request" if path is None else str(path))
+
+
+def _fraction(text: str, flag: str) -> float:
+    number = text.strip()
+    try:
+        return float(number[:-1]) / 100 if number.endswith("%") else float(number)
+    except ValueError as error:
+        raise InvalidInputError(f"{flag} {text!r}: write a part such as 2% or 0.02") from error
 
 
 def _pair(text: str, flag: str, first: str, second: str) -> dict[str, object]:

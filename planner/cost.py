@@ -6,7 +6,8 @@ solver's answer is judged by :meth:`CostModel.evaluate`. ``check`` has its own s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from planner.figures import Figures
@@ -15,15 +16,16 @@ from planner.memory import Holding, empty_root_memory, stage_rank_memory
 from planner.planfile import RankMemory
 from planner.problem import PlanningProblem
 from planner.request import Objective
-from planner.solvers.base import Assignment, StageAssignment
+from planner.solvers.base import Assignment, PipelineAssignment, StageAssignment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankCost:
-    """One rank: its stage (None: a root that only feeds and gathers), seconds a microbatch (a
-    batch, if its stage waits for one), memory."""
+    """One rank: its pipeline and stage (None: a root that only feeds and gathers), seconds a
+    microbatch (a batch, if its stage waits for one), memory."""
 
     device: str
+    pipeline: int | None
     stage: int | None
     share: int
     compute_s: float
@@ -58,16 +60,29 @@ class HopCost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineCost:
+    """One pipeline: when its last item is answered, its stages, and what moves between them."""
+
+    latency_s: float
+    stages: tuple[StageCost, ...]
+    hops: tuple[HopCost, ...]
+    flows: tuple[Flow, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlanCost:
     """The price of an assignment. ``wires`` are seconds a batch by wire."""
 
     period_s: float
     latency_s: float
-    stages: tuple[StageCost, ...]
+    pipelines: tuple[PipelineCost, ...]
     ranks: tuple[RankCost, ...]
-    hops: tuple[HopCost, ...]
     wires: dict[str, float]
-    flows: tuple[Flow, ...]
+
+    @property
+    def stages(self) -> tuple[StageCost, ...]:
+        """The stages of all pipelines, in order."""
+        return tuple(stage for pipeline in self.pipelines for stage in pipeline.stages)
 
     def objective_s(self, objective: Objective) -> float:
         """The figure to make small."""
@@ -105,51 +120,87 @@ class CostModel:
 
     def evaluate(self, assignment: Assignment) -> PlanCost:
         """Everything about ``assignment``; it need not fit."""
-        stages = assignment.stages
-        flows = find_flows(self.problem.graph, [s.layers for s in stages], assignment.routing)
-        hops: dict[tuple[int | None, int | None], list[_Message]] = {}
-        for flow in flows:
-            hops.setdefault((flow.source, flow.target), []).extend(self._messages(flow, stages))
-        hop_costs = tuple(
+        priced = [
+            _PipelinePrice(self.figures, p, pipeline)
+            for p, pipeline in enumerate(assignment.pipelines)
+        ]
+        ranks = [rank for pipeline in priced for rank in pipeline.ranks]
+        wires: dict[str, float] = {}
+        for pipeline in priced:
+            for message in pipeline.messages():
+                if message.source != message.target:
+                    name = self.problem.wire(message.source, message.target)
+                    wires[name] = wires.get(name, 0.0) + message.count * message.seconds
+        root = self.problem.cluster.root
+        if all(rank.device != root for rank in ranks):
+            ranks.insert(0, _empty_root(self.figures))
+        costs = tuple(pipeline.cost() for pipeline in priced)
+        busy = [stage.runs * stage.busy_s for cost in costs for stage in cost.stages]
+        return PlanCost(
+            period_s=max([*busy, *wires.values()]),
+            latency_s=max(cost.latency_s for cost in costs),
+            pipelines=costs,
+            ranks=tuple(ranks),
+            wires=wires,
+        )
+
+
+class _PipelinePrice:
+    """What the stages and transfers of one pipeline cost; others share only wires with it."""
+
+    def __init__(self, figures: Figures, number: int, pipeline: PipelineAssignment) -> None:
+        self.figures, self.problem = figures, figures.problem
+        self.number, self.pipeline, self.all_stages = number, pipeline, pipeline.stages
+        self.num_microbatches = math.ceil(pipeline.items / self.problem.microbatch)
+        self.flows = find_flows(
+            self.problem.graph, [s.layers for s in pipeline.stages], pipeline.routing
+        )
+        self.hops: dict[tuple[int | None, int | None], list[_Message]] = {}
+        for flow in self.flows:
+            hop = self.hops.setdefault((flow.source, flow.target), [])
+            hop.extend(self._messages(flow))
+        self._arriving: dict[int | None, list[Flow]] = {}
+        self._departing: dict[int | None, list[Flow]] = {}
+        for flow in self.flows:
+            self._arriving.setdefault(flow.target, []).append(flow)
+            self._departing.setdefault(flow.source, []).append(flow)
+        self.stages, self.ranks = self._stages()
+
+    def messages(self) -> Iterator[_Message]:
+        """Everything that is sent."""
+        for messages in self.hops.values():
+            yield from messages
+
+    def cost(self) -> PipelineCost:
+        """The pipeline's own figures."""
+        hops = tuple(
             HopCost(
                 source=source,
                 target=target,
                 duration_s=_duration(messages),
-                runs=self._runs(source, target, stages),
+                runs=self._runs(source, target),
             )
-            for (source, target), messages in hops.items()
+            for (source, target), messages in self.hops.items()
         )
-        costs, ranks = self._stages(stages, flows, hops)
-        wires: dict[str, float] = {}
-        for messages in hops.values():
-            for message in messages:
-                if message.source != message.target:
-                    name = self.problem.wire(message.source, message.target)
-                    wires[name] = wires.get(name, 0.0) + message.count * message.seconds
-        busy = [cost.runs * cost.busy_s for cost in costs]
-        return PlanCost(
-            period_s=max([*busy, *wires.values()]),
-            latency_s=self._latency(stages, costs, hop_costs),
-            stages=costs,
-            ranks=ranks,
-            hops=hop_costs,
-            wires=wires,
-            flows=flows,
+        return PipelineCost(
+            latency_s=_latency(self.all_stages, self.stages, hops),
+            stages=self.stages,
+            hops=hops,
+            flows=self.flows,
         )
 
-    def _runs(
-        self, source: int | None, target: int | None, stages: Sequence[StageAssignment]
-    ) -> int:
+    def _runs(self, source: int | None, target: int | None) -> int:
         """How many times a batch something moves: once when both ends handle whole batches."""
-        ends = [stages[s] for s in (source, target) if s is not None]
-        return 1 if all(s.whole_batch for s in ends) else self.problem.num_microbatches
+        ends = [self.all_stages[s] for s in (source, target) if s is not None]
+        return 1 if all(s.whole_batch for s in ends) else self.num_microbatches
 
-    def _messages(self, flow: Flow, stages: Sequence[StageAssignment]) -> list[_Message]:
-        runs = self._runs(flow.source, flow.target, stages)
+    def _messages(self, flow: Flow) -> list[_Message]:
+        stages = self.all_stages
+        runs = self._runs(flow.source, flow.target)
         both_whole = all(stages[s].whole_batch for s in (flow.source, flow.target) if s is not None)
-        items = self.problem.batch if both_whole else self.problem.microbatch
-        senders = self._ends(flow.source, stages, items)
-        receivers = self._ends(flow.target, stages, items)
+        items = self.pipeline.items if both_whole else self.problem.microbatch
+        senders = self._ends(flow.source, items)
+        receivers = self._ends(flow.target, items)
         cut = self.problem.graph.tensor[flow.tensor].batch_dim is not None
         found = []
         for source, start, stop in senders if cut else senders[:1]:
@@ -161,13 +212,11 @@ class CostModel:
                     found.append(_Message(source, target, seconds, runs))
         return found
 
-    def _ends(
-        self, stage: int | None, stages: Sequence[StageAssignment], items: int
-    ) -> list[tuple[str, int, int]]:
+    def _ends(self, stage: int | None, items: int) -> list[tuple[str, int, int]]:
         """Devices with the interval of items each holds, of ``items`` that move together."""
         if stage is None:
             return [(self.problem.cluster.root, 0, items)]
-        here = stages[stage]
+        here = self.all_stages[stage]
         if here.whole_batch:
             return [(here.devices[0], 0, items)]
         ends, start = [], 0
@@ -176,25 +225,25 @@ class CostModel:
             start += share
         return ends
 
-    def _stages(
-        self,
-        stages: Sequence[StageAssignment],
-        flows: Sequence[Flow],
-        hops: dict[tuple[int | None, int | None], list[_Message]],
-    ) -> tuple[tuple[StageCost, ...], tuple[RankCost, ...]]:
+    def _stages(self) -> tuple[tuple[StageCost, ...], tuple[RankCost, ...]]:
         costs, ranks = [], []
-        for s, stage in enumerate(stages):
-            arriving = [m for (_, t), messages in hops.items() if t == s for m in messages]
-            departing = [m for (f, _), messages in hops.items() if f == s for m in messages]
+        into: dict[int | None, list[_Message]] = {}
+        out_of: dict[int | None, list[_Message]] = {}
+        for (source, target), messages in self.hops.items():
+            out_of.setdefault(source, []).extend(messages)
+            into.setdefault(target, []).extend(messages)
+        for s, stage in enumerate(self.all_stages):
+            arriving, departing = into.get(s, []), out_of.get(s, [])
             own = [
                 RankCost(
                     device=device,
+                    pipeline=self.number,
                     stage=s,
                     share=share,
                     compute_s=self.figures.compute_s(stage.layers, device, share),
                     receive_s=self._occupied(arriving, stage, target=device),
                     send_s=self._occupied(departing, stage, source=device),
-                    memory=stage_rank_memory(self.figures, self._holding(stages, s, r, flows)),
+                    memory=stage_rank_memory(self.figures, self._holding(s, r)),
                 )
                 for r, (device, share) in enumerate(zip(stage.devices, stage.shares, strict=True))
             ]
@@ -204,23 +253,8 @@ class CostModel:
                     compute_s=max(r.compute_s for r in own),
                     receive_s=max(r.receive_s for r in own),
                     send_s=max(r.send_s for r in own),
-                    runs=1 if stage.whole_batch else self.problem.num_microbatches,
+                    runs=1 if stage.whole_batch else self.num_microbatches,
                 )
-            )
-        root = self.problem.cluster.root
-        if all(rank.device != root for rank in ranks):
-            memory = empty_root_memory(self.figures)
-            ranks.insert(
-                0,
-                RankCost(
-                    device=root,
-                    stage=None,
-                    share=0,
-                    compute_s=0.0,
-                    receive_s=0.0,
-                    send_s=0.0,
-                    memory=memory,
-                ),
             )
         return tuple(costs), tuple(ranks)
 
@@ -244,13 +278,10 @@ class CostModel:
                 total += times * share * message.seconds
         return total
 
-    def _holding(
-        self, stages: Sequence[StageAssignment], s: int, r: int, flows: Sequence[Flow]
-    ) -> Holding:
-        stage, root = stages[s], self.problem.cluster.root
+    def _holding(self, s: int, r: int) -> Holding:
+        stage, root = self.all_stages[s], self.problem.cluster.root
         device = stage.devices[r]
-        arriving = [f for f in flows if f.target == s]
-        departing = [f for f in flows if f.source == s]
+        arriving, departing = self._arriving.get(s, []), self._departing.get(s, [])
         graph = self.problem.graph
         return Holding(
             layers=stage.layers,
@@ -270,37 +301,51 @@ class CostModel:
             ),
         )
 
-    def _latency(
-        self,
-        stages: Sequence[StageAssignment],
-        costs: Sequence[StageCost],
-        hops: Sequence[HopCost],
-    ) -> float:
-        """Largest ``last`` over the hops into the output; each server handles jobs in order."""
-        done: dict[int | None, tuple[float, float]] = {None: (0.0, 0.0)}
-        arrivals: dict[int, list[tuple[float, float]]] = {s: [] for s in range(len(stages))}
-        for hop in hops:
-            if hop.source is None and hop.target is not None:
-                arrivals[hop.target].append(_through(hop, done[None]))
-        finished = 0.0
-        for s, stage in enumerate(stages):
-            cost = costs[s]
-            begins = max((first for first, _ in arrivals[s]), default=0.0)
-            ends = max((last for _, last in arrivals[s]), default=0.0)
-            if stage.whole_batch:
-                first = last = ends + cost.compute_s
+
+def _empty_root(figures: Figures) -> RankCost:
+    return RankCost(
+        device=figures.problem.cluster.root,
+        pipeline=None,
+        stage=None,
+        share=0,
+        compute_s=0.0,
+        receive_s=0.0,
+        send_s=0.0,
+        memory=empty_root_memory(figures),
+    )
+
+
+def _latency(
+    stages: Sequence[StageAssignment],
+    costs: Sequence[StageCost],
+    hops: Sequence[HopCost],
+) -> float:
+    """Largest ``last`` over the hops into the output; each server handles jobs in order."""
+    done: dict[int | None, tuple[float, float]] = {None: (0.0, 0.0)}
+    arrivals: dict[int, list[tuple[float, float]]] = {s: [] for s in range(len(stages))}
+    out_of: dict[int | None, list[HopCost]] = {}
+    for hop in hops:
+        out_of.setdefault(hop.source, []).append(hop)
+        if hop.source is None and hop.target is not None:
+            arrivals[hop.target].append(_through(hop, done[None]))
+    finished = 0.0
+    for s, stage in enumerate(stages):
+        cost = costs[s]
+        begins = max((first for first, _ in arrivals[s]), default=0.0)
+        ends = max((last for _, last in arrivals[s]), default=0.0)
+        if stage.whole_batch:
+            first = last = ends + cost.compute_s
+        else:
+            first = begins + cost.compute_s
+            last = max(ends + cost.compute_s, first + (cost.runs - 1) * cost.busy_s)
+        done[s] = (first, last)
+        for hop in out_of.get(s, []):
+            passed = _through(hop, done[s])
+            if hop.target is None:
+                finished = max(finished, passed[1])
             else:
-                first = begins + cost.compute_s
-                last = max(ends + cost.compute_s, first + (cost.runs - 1) * cost.busy_s)
-            done[s] = (first, last)
-            leaving = [hop for hop in hops if hop.source == s]
-            for hop in leaving:
-                passed = _through(hop, done[s])
-                if hop.target is None:
-                    finished = max(finished, passed[1])
-                else:
-                    arrivals[hop.target].append(passed)
-        return finished or max(last for _, last in done.values())
+                arrivals[hop.target].append(passed)
+    return finished or max(last for _, last in done.values())
 
 
 def _through(hop: HopCost, start: tuple[float, float]) -> tuple[float, float]:

@@ -59,7 +59,7 @@ class ResultShown:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProofShown:
-    """How sure it is that nothing better exists, and among what."""
+    """How sure it is that nothing better exists, and among what; and beside the plan in use."""
 
     solver: str
     status: str
@@ -68,6 +68,7 @@ class ProofShown:
     gap: float
     space: str
     candidates: int
+    baseline: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,6 +221,7 @@ def explain(
             gap=search.gap,
             space=search.space,
             candidates=search.candidates,
+            baseline=None if search.baseline is None else search.baseline.summary,
         ),
         aggregation=plan.spec.aggregation.strategy,
         root_rank=plan.spec.aggregation.root_rank,
@@ -412,7 +414,10 @@ def _warnings(plan: Plan) -> Iterator[Notice]:
 
 def _next_steps(name: str, *, has_run: bool) -> tuple[tuple[str, str], ...]:
     if has_run:
-        return (("apportion profile MODEL -o profile.json", "measure again where it was wrong"),)
+        return (
+            ("apportion refit profile.json REPORT -o new.json", "correct the profile by the run"),
+            (f"apportion plan  new.json --baseline {name}", "is it still the best plan?"),
+        )
     return (
         (f"apportion check  {name}", "every rule and figure, derived again"),
         (f"apportion verify {name}", "its answer beside the whole model's"),

@@ -28,6 +28,7 @@ class Figures:
         }
         self._seconds: dict[tuple[str, str, int], float] = {}
         self._peaks: dict[tuple[str, str, int], int] = {}
+        self._mapped: dict[tuple[str, str, int], int] = {}
         self._sizes: dict[tuple[str, int], int] = {}
 
     def time_s(self, layer: int, device: str, items: int) -> float:
@@ -54,6 +55,18 @@ class Figures:
     def peak_bytes(self, layer: int, device: str, items: int) -> int:
         """Bytes one layer allocates beyond its inputs and weights."""
         return self._peak(self._twin[layer], device, items)
+
+    def mapped_peak_bytes(self, layer: int, device: str, items: int) -> int:
+        """How many of :meth:`peak_bytes` are in large blocks, outside of the heap."""
+        key = (self._twin[layer], self._owner[device], items)
+        if key not in self._mapped:
+            rows = self._measured(self._twin[layer], device)
+            self._mapped[key] = lookup.mapped_bytes(rows, items) if rows else 0
+        return self._mapped[key]
+
+    def heap_permille(self, device: str, items: int) -> int:
+        """What a rank's heap takes beyond the bytes alive on it, in thousandths of them."""
+        return lookup.heap_permille(self.problem.profile.timings_of[device].heap, items)
 
     def prelude_peak_bytes(self, device: str, items: int) -> int:
         """Bytes that the prelude allocates."""

@@ -54,9 +54,15 @@ RULES: Mapping[str, str] = {
     "bound": "`bound_s` is at most the objective, and `gap` is their distance",
     "status": "`optimal` only with a gap of at most 1e-9",
     "certificate": "the search's proof is about this `spec`",
+    "baseline": "what `search.baseline` says fits the objective",
     "idle": "the devices called idle are exactly those that the plan does not use",
 }
 """Code -> the rule that was broken."""
+
+EVIDENCE = frozenset(
+    {"edited", "estimate", "objective", "bound", "status", "certificate", "baseline", "idle"}
+)
+"""Findings about what a plan says of itself: a reviewer's business, no danger to a run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from planner.cost import CostModel
 from planner.figures import Figures
-from planner.memory import root_bytes
+from planner.memory import least_alive, root_bytes
+from planner.microbatches import microbatch_sizes
 from planner.problem import PlanningProblem
 from planner.request import PlanRequest
 from planner.solvers import choose_solver
@@ -41,11 +42,14 @@ def explain_failure(
     request: PlanRequest,
     *,
     cluster: Cluster | None,
-    microbatches: tuple[int, ...],
+    microbatch: int,
     evidence: str,
 ) -> InfeasiblePlanError:
-    """The error for a request that no plan satisfies. ``evidence`` says how that is known."""
-    question = _Question(profile, request, cluster or profile.cluster, microbatches)
+    """The error for a request that no plan satisfies. ``evidence`` says how that is known.
+
+    ``microbatch`` is the smallest size: what does not fit there fits nowhere.
+    """
+    question = _Question(profile, request, cluster or profile.cluster, microbatch)
     remedies = list(_remedies(question))
     clash = _homeless_layer(question) or _too_heavy(question) or _tightest(question, remedies)
     texts = [remedy.text for remedy in remedies] or [
@@ -79,47 +83,43 @@ class _Question:
     """Whether variants of a request have any plan."""
 
     def __init__(
-        self, profile: Profile, request: PlanRequest, cluster: Cluster, sizes: tuple[int, ...]
+        self, profile: Profile, request: PlanRequest, cluster: Cluster, microbatch: int
     ) -> None:
         self.profile, self.request, self.cluster = profile, request, cluster
-        self.sizes = tuple(sorted(sizes))
+        self.microbatch = microbatch
         self.deadline = time.monotonic() + max(1.0, request.limits.time_s)
-        self.base = PlanningProblem.build(
-            profile, request, cluster=cluster, microbatch=self.sizes[0]
-        )
+        self.base = PlanningProblem.build(profile, request, cluster=cluster, microbatch=microbatch)
 
     def has_plan(
         self,
         request: PlanRequest,
         *,
         cluster: Cluster | None = None,
-        sizes: tuple[int, ...] | None = None,
+        microbatch: int | None = None,
     ) -> bool:
-        """Whether some plan fits ``request``, at one of the microbatch sizes."""
-        for size in sizes or self.sizes:
-            if size > request.batch_size or time.monotonic() > self.deadline:
-                continue
-            try:
-                problem = PlanningProblem.build(
-                    self.profile, request, cluster=cluster or self.cluster, microbatch=size
-                )
-                solver = choose_solver(problem, name=request.solver)
-            except InvalidInputError:
-                continue
-            left = self.deadline - time.monotonic()
-            result = solver.solve(
-                problem,
-                cost=CostModel(problem),
-                limits=SolveLimits(
-                    deadline=time.monotonic() + max(0.1, left / 4),
-                    workers=request.limits.workers,
-                    seed=request.limits.seed,
-                    goal_s=math.inf,
-                ),
+        """Whether some plan fits ``request``: one pipeline is enough to know."""
+        size = microbatch or self.microbatch
+        if size > request.batch_size or time.monotonic() > self.deadline:
+            return False
+        try:
+            problem = PlanningProblem.build(
+                self.profile, request, cluster=cluster or self.cluster, microbatch=size
             )
-            if result.assignment is not None:
-                return True
-        return False
+            solver = choose_solver(problem, name=request.solver)
+        except InvalidInputError:
+            return False
+        left = self.deadline - time.monotonic()
+        result = solver.solve(
+            problem,
+            cost=CostModel(problem),
+            limits=SolveLimits(
+                deadline=time.monotonic() + max(0.1, left / 4),
+                workers=request.limits.workers,
+                seed=request.limits.seed,
+                goal_s=math.inf,
+            ),
+        )
+        return result.assignment is not None
 
 
 def _remedies(question: _Question) -> Iterator[_Remedy]:
@@ -139,7 +139,7 @@ def _fewer_items(question: _Question) -> Iterator[_Remedy]:
 
         def smaller(size: int) -> bool:
             wish = request.model_copy(update={"microbatch_size": size})
-            return question.has_plan(wish, sizes=(size,))
+            return question.has_plan(wish, microbatch=size)
 
         most = _largest(1, asked - 1, smaller)
         if most is not None:
@@ -148,10 +148,8 @@ def _fewer_items(question: _Question) -> Iterator[_Remedy]:
     def fewer(batch: int) -> bool:
         micro = None if asked is None else min(asked, batch)
         wish = request.model_copy(update={"batch_size": batch, "microbatch_size": micro})
-        if micro is not None:
-            return question.has_plan(wish, sizes=(micro,))
-        measured = {n for n in question.profile.batch_sizes if n <= batch and batch % n == 0}
-        return question.has_plan(wish, sizes=tuple(sorted(measured | {batch})))
+        smallest = microbatch_sizes(question.profile, wish).smallest
+        return question.has_plan(wish, microbatch=smallest)
 
     most = _largest(1, request.batch_size - 1, fewer)
     if most is not None:
@@ -230,7 +228,12 @@ def _with_memory(question: _Question, device: str, capacity: int) -> bool:
         )
         for host in cluster.hosts
     )
-    roomy = Cluster(hosts=hosts, links=cluster.links, default_link=cluster.default_link)
+    roomy = Cluster(
+        hosts=hosts,
+        groups=cluster.groups,
+        links=cluster.links,
+        default_link=cluster.default_link,
+    )
     limits = {**question.request.max_bytes, device: capacity}
     wish = question.request.model_copy(update={"max_bytes": limits})
     return question.has_plan(wish, cluster=roomy)
@@ -267,8 +270,7 @@ def _homeless_layer(question: _Question) -> _Clash | None:
         for device in problem.devices:
             if device in problem.allowed[i]:
                 items = 1 if problem.batch_splits else problem.microbatch
-                need = graph.weight_bytes([i]) + figures.peak_bytes(i, device, items)
-                need += sum(figures.tensor_bytes(name, items) for name in set(layer.reads))
+                need = graph.weight_bytes([i]) + least_alive(figures, i, device, items)
                 need += root_bytes(figures, device)
                 needs.append(need)
                 rooms.append(problem.capacity_bytes(device) - problem.reserve_bytes(device))

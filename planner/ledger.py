@@ -11,6 +11,7 @@ from planner.layout import Layout, StageView
 from planner.planfile import INPUT, OUTPUT, RankMemory, Transfer
 from planner.prices import Prices
 from planner.request import PlanRequest
+from profiler.allocator import MAPPED_BYTES
 from profiler.profile import PRELUDE
 
 ROOT_RANK = 0
@@ -60,10 +61,16 @@ class Ledgers:
             for x in self._sent[stage.place]
             if not (on_root and x.target == OUTPUT) and (cut[x.tensor] or position == 0)
         }
-        once = sum(
-            self._prices.size(name, stage.shares[position]) for name in (*incoming, *outgoing)
-        )
-        return once if stage.whole_batch else self._layout.depth * once
+        items = stage.shares[position]
+        sizes = [self._prices.size(name, items) for name in (*incoming, *outgoing)]
+        ahead = 1 if stage.whole_batch else self._layout.depth
+        small = ahead * sum(size for size in sizes if size < MAPPED_BYTES)
+        large = ahead * sum(size for size in sizes if size >= MAPPED_BYTES)
+        return large + self._heap(stage.devices[position], items, small)
+
+    def _heap(self, device: str, items: int, alive: int) -> int:
+        """Bytes of a heap on which ``alive`` are in use."""
+        return alive + alive * self._prices.heap(device, items) // 1000
 
     def of_root(self) -> RankMemory:
         """The ledger of rank 0 when no stage is there: it feeds and gathers."""
@@ -123,11 +130,14 @@ class Ledgers:
         for name, i in last_read.items():
             dying.setdefault(i, []).append(name)
         alive = {name for name in received if name in last_read or name in sent}
-        alive_bytes = sum(prices.size(name, items) for name in alive)
-        most = 0
+        small, large = self._sums(alive, items)
+        most_small = most_large = 0
         for i in layers:
             layer = graph.layers[i]
-            most = max(most, alive_bytes + prices.peak(device, layer.twin, items))
+            own_large = prices.mapped(device, layer.twin, items)
+            own_small = prices.peak(device, layer.twin, items) - own_large
+            most_small = max(most_small, small + own_small)
+            most_large = max(most_large, large + own_large)
             ending = [x for x in dying.get(i, ()) if x in alive and x not in sent]
             starting = [
                 x
@@ -136,7 +146,13 @@ class Ledgers:
             ]
             alive.difference_update(ending)
             alive.update(starting)
-            alive_bytes += sum(prices.size(x, items) for x in starting)
-            alive_bytes -= sum(prices.size(x, items) for x in ending)
+            more, fewer = self._sums(starting, items), self._sums(ending, items)
+            small, large = small + more[0] - fewer[0], large + more[1] - fewer[1]
         prelude = prices.peak(device, PRELUDE, items) if prices.uses_prelude(layers) else 0
-        return most + prelude
+        return self._heap(device, items, most_small) + most_large + prelude
+
+    def _sums(self, names: Iterable[str], items: int) -> tuple[int, int]:
+        """Bytes of the tensors that lie on the heap, and of those too large for it."""
+        sizes = [self._prices.size(name, items) for name in names]
+        large = sum(size for size in sizes if size >= MAPPED_BYTES)
+        return sum(sizes) - large, large

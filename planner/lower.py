@@ -1,12 +1,12 @@
 """From a solver's answer to the plan file: ranks, stages, transfers, estimate.
 
 Rank 0 is on the cluster's root device, with or without a stage; the other ranks are numbered in
-stage order.
+the order of pipelines and stages.
 """
 
 from __future__ import annotations
 
-from planner.cost import PlanCost, RankCost
+from planner.cost import PipelineCost, PlanCost, RankCost
 from planner.memory import BUFFER_DEPTH
 from planner.planfile import (
     INPUT,
@@ -24,7 +24,7 @@ from planner.planfile import (
 )
 from planner.problem import PlanningProblem
 from planner.selection import fold
-from planner.solvers.base import TOLERANCE, Assignment
+from planner.solvers.base import TOLERANCE, Assignment, PipelineAssignment
 from profiler.units import format_seconds
 
 
@@ -33,26 +33,41 @@ def lower(problem: PlanningProblem, assignment: Assignment, price: PlanCost) -> 
     graph = problem.graph
     ranks = number_ranks(problem, assignment)
     names = [layer.name for layer in graph.layers]
-    stages = tuple(
-        Stage(
-            index=s,
-            layers=fold([names[i] for i in stage.layers], names),
-            split="batch" if len(stage.devices) > 1 else "none",
-            ranks=tuple(ranks[device] for device in stage.devices),
-            shares=stage.shares,
-            whole_batch=stage.whole_batch,
+    folded = {
+        layers: fold([names[i] for i in layers], names)
+        for layers in dict.fromkeys(stage.layers for stage in assignment.stages)
+    }
+    pipelines = tuple(
+        Pipeline(
+            index=p,
+            items=pipeline.items,
+            stages=tuple(
+                Stage(
+                    index=s,
+                    layers=folded[stage.layers],
+                    split="batch" if len(stage.devices) > 1 else "none",
+                    ranks=tuple(ranks[device] for device in stage.devices),
+                    shares=stage.shares,
+                    whole_batch=stage.whole_batch,
+                )
+                for s, stage in enumerate(pipeline.stages)
+            ),
         )
-        for s, stage in enumerate(assignment.stages)
+        for p, pipeline in enumerate(assignment.pipelines)
     )
     return PlanSpec(
         schedule=Schedule(microbatch_size=problem.microbatch, depth=BUFFER_DEPTH),
         aggregation=Aggregation(),
-        pipelines=(Pipeline(index=0, items=problem.batch, stages=stages),),
+        pipelines=pipelines,
         ranks=tuple(
             RankBinding(rank=rank, device=device, device_type=problem.cluster.device[device].type)
             for device, rank in ranks.items()
         ),
-        transfers=_transfers(problem, assignment, price),
+        transfers=tuple(
+            transfer
+            for p, pipeline in enumerate(assignment.pipelines)
+            for transfer in _transfers(problem, p, pipeline, price.pipelines[p])
+        ),
     )
 
 
@@ -88,31 +103,32 @@ def estimate(problem: PlanningProblem, assignment: Assignment, price: PlanCost) 
 
 def describe_bottleneck(assignment: Assignment, price: PlanCost) -> str:
     """What is busy for the whole period, and how long: a stage, else a wire."""
-    for s, stage in enumerate(price.stages):
-        if stage.runs * stage.busy_s >= price.period_s * (1 - TOLERANCE / 10):
-            devices = assignment.stages[s].devices
-            on = devices[0] if len(devices) == 1 else f"{len(devices)} devices"
-            return (
-                f"{place(0, s)} on {on}: busy {format_seconds(stage.runs * stage.busy_s)} "
-                f"of every batch"
-            )
+    for p, pipeline in enumerate(price.pipelines):
+        for s, stage in enumerate(pipeline.stages):
+            if stage.runs * stage.busy_s >= price.period_s * (1 - TOLERANCE / 10):
+                devices = assignment.pipelines[p].stages[s].devices
+                on = devices[0] if len(devices) == 1 else f"{len(devices)} devices"
+                return (
+                    f"{place(p, s)} on {on}: busy {format_seconds(stage.runs * stage.busy_s)} "
+                    f"of every batch"
+                )
     name, seconds = max(price.wires.items(), key=lambda item: item[1])
     return f"wire {name}: busy {format_seconds(seconds)} of every batch"
 
 
 def _busy_fraction(rank: RankCost, price: PlanCost) -> float:
-    if rank.stage is None or not price.period_s:
+    if rank.pipeline is None or rank.stage is None or not price.period_s:
         return 0.0
     busy_s = rank.compute_s + rank.receive_s + rank.send_s
-    return price.stages[rank.stage].runs * busy_s / price.period_s
+    return price.pipelines[rank.pipeline].stages[rank.stage].runs * busy_s / price.period_s
 
 
 def _transfers(
-    problem: PlanningProblem, assignment: Assignment, price: PlanCost
+    problem: PlanningProblem, p: int, pipeline: PipelineAssignment, price: PipelineCost
 ) -> tuple[Transfer, ...]:
     """One entry a tensor and pair of stages, by source, target and the tensors' order."""
     runs = {(hop.source, hop.target): hop.runs for hop in price.hops}
-    waits = [stage.whole_batch for stage in assignment.stages]
+    waits = [stage.whole_batch for stage in pipeline.stages]
     last = len(waits)
     found = []
     for flow in sorted(
@@ -125,11 +141,11 @@ def _transfers(
         tensor = problem.graph.tensor[flow.tensor]
         whole = all(waits[s] for s in (flow.source, flow.target) if s is not None)
         assert not whole or runs[flow.source, flow.target] == 1
-        items = problem.batch if whole else problem.microbatch
+        items = pipeline.items if whole else problem.microbatch
         found.append(
             Transfer(
-                source=INPUT if flow.source is None else place(0, flow.source),
-                target=OUTPUT if flow.target is None else place(0, flow.target),
+                source=INPUT if flow.source is None else place(p, flow.source),
+                target=OUTPUT if flow.target is None else place(p, flow.target),
                 tensor=tensor.name,
                 shape=tensor.shape,
                 dtype=tensor.dtype,

@@ -44,6 +44,7 @@ def _summary(report: ExplainReport) -> list[str]:
         f"{format_seconds(result.latency_s)}",
         f"- bottleneck: `{_code(result.bottleneck)}`",
         f"- {proved} (`{_code(proof.solver)}`)",
+        *([f"- baseline: {_text(proof.baseline)}"] if proof.baseline else []),
         f"- model `{_code(inputs.model)}`, {count(inputs.num_layers, 'layer')}, "
         f"{format_bytes(inputs.weight_bytes)}; cluster `{_code(inputs.cluster)}`; profile "
         f"`{_code(inputs.profile)}`, +/-{percent(inputs.error_fraction)}",
@@ -144,12 +145,15 @@ def _notices(report: ExplainReport) -> list[str]:
 
 def _actuals(report: ExplainReport) -> list[str]:
     rows = []
+    worst = max((x.distance for x in report.actuals), default=0.0)
     for x in report.actuals:
         show = {"s": format_seconds, "bytes": format_bytes, "items/s": rate}[x.unit]
         figures = ["-" if v is None else show(v) for v in (x.predicted, x.measured)]
         ratio = "-" if x.ratio is None else f"{x.ratio:.2f}"
-        rows.append([_text(x.what), *figures, f"**{ratio}**" if x.is_off else ratio])
-    heads = ["", "predicted", "measured", "ratio"]
+        mark = "" if not x.is_off else "the worst" if x.distance == worst else "wrong"
+        said = x.note or mark
+        rows.append([_text(x.what), *figures, f"**{ratio}**" if x.is_off else ratio, said])
+    heads = ["", "predicted", "measured", "ratio", ""]
     return list(_table(heads, rows, numbers_from=1)) if rows else []
 
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from planner.figures import Figures
 from planner.planfile import RankMemory
+from profiler.allocator import MAPPED_BYTES
 
 BUFFER_DEPTH = 2
 """Microbatches that a rank receives ahead while it computes: double buffering."""
@@ -43,14 +45,11 @@ def stage_rank_memory(figures: Figures, holding: Holding) -> RankMemory:
             state += weight.num_bytes
         else:
             weights += weight.num_bytes
-    depth = 1 if holding.whole_batch else BUFFER_DEPTH
-    moved = _total(figures, holding.incoming, holding.items)
-    moved += _total(figures, holding.outgoing, holding.items)
     return RankMemory(
         weights_bytes=weights,
         state_bytes=state,
         activations_bytes=activation_bytes(figures, holding),
-        buffers_bytes=depth * moved + root_bytes(figures, holding.device),
+        buffers_bytes=buffer_bytes(figures, holding) + root_bytes(figures, holding.device),
         reserve_bytes=problem.reserve_bytes(holding.device),
         capacity_bytes=problem.capacity_bytes(holding.device),
     )
@@ -78,8 +77,60 @@ def root_bytes(figures: Figures, device: str) -> int:
     return _total(figures, ends, problem.batch)
 
 
+def on_heap(num_bytes: int, permille: int) -> int:
+    """What ``num_bytes`` alive take on a heap that needs ``permille`` thousandths more.
+
+    >>> on_heap(1000, 500)
+    1500
+    """
+    return num_bytes + num_bytes * permille // 1000
+
+
+class Part(Enum):
+    """Where blocks of memory lie: on the heap, or, the large ones, outside of it."""
+
+    HEAP = auto()
+    MAPPED = auto()
+
+
+def tensor_part(figures: Figures, part: Part, name: str, items: int) -> int:
+    """Bytes of a tensor if it lies in ``part``, else nothing."""
+    size = figures.tensor_bytes(name, items)
+    return size if (size >= MAPPED_BYTES) == (part is Part.MAPPED) else 0
+
+
+def peak_part(figures: Figures, part: Part, layer: int, device: str, items: int) -> int:
+    """What a layer allocates in ``part`` beyond its inputs and weights."""
+    mapped = figures.mapped_peak_bytes(layer, device, items)
+    return mapped if part is Part.MAPPED else figures.peak_bytes(layer, device, items) - mapped
+
+
 def activation_bytes(figures: Figures, holding: Holding) -> int:
-    """The most that is alive while a layer of the stage runs, with what the layer allocates."""
+    """What a rank takes for what is alive while a layer runs, and for what the layer allocates.
+
+    The heap stays as large as it once was, and large blocks come beside it: so the most of either
+    counts, at whichever layer that is.
+    """
+    permille = figures.heap_permille(holding.device, holding.items)
+    total = on_heap(_most_alive(figures, holding, Part.HEAP), permille)
+    total += _most_alive(figures, holding, Part.MAPPED)
+    if any(figures.problem.graph.layers[i].uses_prelude for i in holding.layers):
+        total += figures.prelude_peak_bytes(holding.device, holding.items)
+    return total
+
+
+def least_alive(figures: Figures, layer: int, device: str, items: int) -> int:
+    """What a rank takes at least for the inputs of one of its layers and what that allocates."""
+    reads = set(figures.problem.graph.layers[layer].reads)
+    heap, mapped = (
+        peak_part(figures, part, layer, device, items)
+        + sum(tensor_part(figures, part, name, items) for name in reads)
+        for part in Part
+    )
+    return on_heap(heap, figures.heap_permille(device, items)) + mapped
+
+
+def _most_alive(figures: Figures, holding: Holding, part: Part) -> int:
     graph = figures.problem.graph
     layers, items = holding.layers, holding.items
     position = {layer: at for at, layer in enumerate(layers)}
@@ -93,16 +144,29 @@ def activation_bytes(figures: Figures, holding: Holding) -> int:
         needed = [position[i] for i in graph.readers[name] if i in position]
         last = len(layers) - 1 if name in holding.leaving else max(needed, default=-1)
         if last >= first:
-            size = figures.tensor_bytes(name, items)
+            size = tensor_part(figures, part, name, items)
             change[first] += size
             change[last + 1] -= size
     most = live = 0
     for at, layer in enumerate(layers):
         live += change[at]
-        most = max(most, live + figures.peak_bytes(layer, holding.device, items))
-    if any(graph.layers[i].uses_prelude for i in layers):
-        most += figures.prelude_peak_bytes(holding.device, items)
+        most = max(most, live + peak_part(figures, part, layer, holding.device, items))
     return most
+
+
+def buffer_bytes(figures: Figures, holding: Holding) -> int:
+    """What a rank takes for what it receives ahead and is still sending."""
+    depth = 1 if holding.whole_batch else BUFFER_DEPTH
+    moved = {
+        part: depth
+        * sum(
+            tensor_part(figures, part, name, holding.items)
+            for name in (*holding.incoming, *holding.outgoing)
+        )
+        for part in Part
+    }
+    permille = figures.heap_permille(holding.device, holding.items)
+    return on_heap(moved[Part.HEAP], permille) + moved[Part.MAPPED]
 
 
 def _total(figures: Figures, names: Iterable[str], items: int) -> int:

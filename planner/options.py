@@ -67,14 +67,16 @@ class OptionSet:
         )
 
 
-def find_options(problem: PlanningProblem, figures: Figures) -> OptionSet:
+def find_options(
+    problem: PlanningProblem, figures: Figures, *, max_work: float = MAX_WORK
+) -> OptionSet:
     """Every single device, and as many groups as can be searched, the smallest first."""
     singles = list(_singles(problem))
     if not problem.batch_splits:
         return OptionSet(options=tuple(singles), largest_group=1, limited=False)
     sizes = [len(members) for members in problem.classes]
     everything = sum(sizes)
-    largest = _largest_group(problem, sizes)
+    largest = _largest_group(problem, sizes, max_work)
     groups = sorted(
         (
             group
@@ -108,14 +110,14 @@ def _singles(problem: PlanningProblem) -> Iterator[Option]:
             yield Option(((c, problem.batch),), whole_batch=True)
 
 
-def _largest_group(problem: PlanningProblem, sizes: Sequence[int]) -> int:
+def _largest_group(problem: PlanningProblem, sizes: Sequence[int], max_work: float) -> int:
     """The largest group size whose options can all be searched together."""
     states = prod(n + 1 for n in sizes)
     by_size = Counter(sum(group) for group in product(*(range(n + 1) for n in sizes)))
     count, largest = 0, 1
     for size in range(1, sum(sizes) + 1):
         count += by_size[size]
-        if states * (MAX_SHARES * count) ** 2 * problem.num_layers > MAX_WORK:
+        if states * (MAX_SHARES * count) ** 2 * problem.num_layers > max_work:
             break
         largest = size
     return largest

@@ -74,19 +74,30 @@ class Aggregation(Record):
     root_rank: int = 0
 
 
+class Slices(Record):
+    """Units of a region's axis (``profiler.graph.SliceRegion``) for each rank of a stage, in rank
+    order: rank r holds those behind the units of the ranks before it."""
+
+    region: str
+    units: tuple[int, ...]
+
+
 class Stage(Record):
     """A set of layers, and the ranks that run it.
 
-    ``split`` is ``none`` (one rank) or ``batch`` (each rank holds the whole stage and computes
-    its ``shares`` of every microbatch, in rank order). ``whole_batch``: the stage waits for the
+    ``split`` is ``none`` (one rank), ``batch`` (each rank holds the whole stage and computes
+    its ``shares`` of every microbatch, in rank order) or ``tensor`` (every rank computes all items,
+    so each share is the whole microbatch, on its ``slices`` of the regions named there; other
+    layers of the stage are computed by every rank). ``whole_batch``: the stage waits for the
     whole batch, because a layer in it looks across items.
     """
 
     index: int
     layers: tuple[str, ...]
-    split: Literal["none", "batch"] = "none"
+    split: Literal["none", "batch", "tensor"] = "none"
     ranks: tuple[int, ...]
     shares: tuple[int, ...]
+    slices: tuple[Slices, ...] = ()
     whole_batch: bool = False
 
 
@@ -197,10 +208,30 @@ class IdleDevice(Record):
     reason: str
 
 
+class BaselineRecord(Record):
+    """The plan that was in use, on the inputs of this one, beside the best that was found.
+
+    ``verdict``: ``same``, the best is the plan in use; ``kept``, the best was less than
+    ``min_gain`` better (or only as good), and this plan is still the one in use; ``changed``, this
+    plan is the best found; ``unfit``, the plan in use breaks a rule on these inputs.
+    ``objective_s`` is that of the plan in use (absent if unfit), ``found_s`` that of the best
+    found, ``gain`` the part of the former that the latter saves. ``summary`` says what differs.
+    """
+
+    plan_id: str
+    verdict: Literal["same", "kept", "changed", "unfit"]
+    objective_s: float | None = None
+    found_s: float
+    gain: float | None = None
+    min_gain: float = Field(default=0.0, ge=0, lt=1)
+    summary: str
+
+
 class SearchRecord(Record):
     """The certificate: ``objective_s`` was reached, nothing below ``bound_s`` exists in ``space``.
 
     ``gap`` = (objective - bound) / bound; ``status`` is ``optimal`` when it is zero to 1e-9.
+    ``baseline`` is there if the plan was made beside one that was in use.
     """
 
     solver: str
@@ -213,6 +244,7 @@ class SearchRecord(Record):
     candidates: int
     alternatives: tuple[Alternative, ...] = ()
     idle: tuple[IdleDevice, ...] = ()
+    baseline: BaselineRecord | None = None
 
 
 class PlanWarning(Record):

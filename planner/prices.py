@@ -21,6 +21,7 @@ class Prices:
         self.graph: ModelGraph = profile.model
         self.cluster = cluster
         self._timings = profile.timings_of
+        self._mapped: dict[tuple[str, str, int], int] = {}
         self._sizes: dict[tuple[str, int], int] = {}
         self._links: dict[tuple[str, str], Link] = {}
         self._times: dict[tuple[str, str, int], float] = {}
@@ -74,6 +75,19 @@ class Prices:
             rows = _rows(measured, twin)
             self._peaks[key] = lookup.peak_bytes(rows, items) if rows else 0
         return self._peaks[key]
+
+    def mapped(self, device: str, twin: str, items: int) -> int:
+        """Bytes among those of :meth:`peak` that are in large blocks."""
+        measured = self.timings(device)
+        key = (measured.measured_on, twin, items)
+        if key not in self._mapped:
+            rows = _rows(measured, twin)
+            self._mapped[key] = lookup.mapped_bytes(rows, items) if rows else 0
+        return self._mapped[key]
+
+    def heap(self, device: str, items: int) -> int:
+        """Thousandths of the bytes alive that a heap takes on top of them."""
+        return lookup.heap_permille(self.timings(device).heap, items)
 
     def uses_prelude(self, layers: Sequence[int]) -> bool:
         """Whether a stage of these layers repeats the work that all stages share."""

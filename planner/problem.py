@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from planner.alike import MAX_COMPARED, LikeDevices, Links, same_figures
 from planner.request import PlanRequest, Split
 from planner.selection import LayerIndex
 from profiler.cluster import Cluster, Link
@@ -28,7 +29,8 @@ class PlanningProblem:
     ``allowed[l]`` are the devices that may hold layer ``l``. ``together`` are sets of layers that
     share a stage. ``classes`` are the usable devices, equal ones together: exchanging two of a
     class changes no figure; the root is always a class of its own. ``required`` devices must have
-    a stage (used to price an idle device).
+    a stage (used to price an idle device). ``items`` are those that one pipeline is planned for:
+    the whole batch, or a part of it beside other pipelines.
     """
 
     graph: ModelGraph
@@ -36,6 +38,7 @@ class PlanningProblem:
     profile: Profile
     request: PlanRequest
     microbatch: int
+    items: int
     allowed: tuple[frozenset[str], ...]
     together: tuple[tuple[int, ...], ...]
     whole_batch: frozenset[int]
@@ -69,6 +72,7 @@ class PlanningProblem:
             profile=profile,
             request=request,
             microbatch=microbatch,
+            items=request.batch_size,
             allowed=allowed,
             together=_together(graph, request, allowed),
             whole_batch=frozenset(
@@ -95,12 +99,12 @@ class PlanningProblem:
 
     @property
     def num_microbatches(self) -> int:
-        """Microbatches of a batch, the last one possibly shorter."""
-        return math.ceil(self.batch / self.microbatch)
+        """Microbatches of the planned items, the last one possibly shorter."""
+        return math.ceil(self.items / self.microbatch)
 
     @property
     def max_stages(self) -> int:
-        """How many stages a plan may have."""
+        """How many stages a pipeline may have."""
         most = sum(len(members) for members in self.classes)
         if Split.LAYERS not in self.request.splits:
             most = 1
@@ -114,6 +118,27 @@ class PlanningProblem:
             and self.microbatch > 1
             and self.graph.static_batch is None
         )
+
+    def one_pipeline(self) -> str | None:
+        """Why there must be one pipeline for all items; None if there may be several."""
+        graph = self.graph
+        if Split.PIPELINES not in self.request.splits:
+            return "the request allows no pipelines side by side"
+        if graph.static_batch is not None:
+            return f"the model was captured for exactly {graph.static_batch} items"
+        if self.whole_batch:
+            first = graph.layers[min(self.whole_batch)].name
+            return f"{first} looks across the items of a batch"
+        if self.one_device:
+            first = graph.layers[min(self.one_device)].name
+            return f"{first} keeps state that changes, and each pipeline would have its own"
+        for name in graph.outputs:
+            if graph.tensor[name].batch_dim is None and graph.tensor[name].per_batch:
+                return f"output {name} is one value for a whole batch"
+        fewest = min(range(self.num_layers), key=lambda i: len(self.allowed[i]))
+        if len(self.allowed[fewest]) < 2:
+            return f"{graph.layers[fewest].name} may run on {min(self.allowed[fewest])} only"
+        return None if self.batch > 1 else "the batch has one item"
 
     @cached_property
     def devices(self) -> tuple[str, ...]:
@@ -129,7 +154,7 @@ class PlanningProblem:
     @cached_property
     def links(self) -> Mapping[tuple[str, str], Link]:
         """The link of each ordered pair of devices, looked up when first asked for."""
-        return _Links(self.cluster)
+        return Links(self.cluster)
 
     def kinds_of_link(self) -> Iterator[tuple[tuple[str, str], Link]]:
         """One pair of devices, with its link, for each ordered pair of classes and the root."""
@@ -160,38 +185,48 @@ class PlanningProblem:
         """The same problem where these devices must have a stage."""
         return replace(self, required=self.required | frozenset(devices))
 
-    def _equal_devices(self) -> tuple[tuple[str, ...], ...]:
-        """Usable devices in classes: exchanging two of a class maps the problem to itself."""
-        classes: list[list[str]] = []
-        for name in self.devices:
-            for members in classes:
-                if self._interchangeable(members[0], name):
-                    members.append(name)
-                    break
-            else:
-                classes.append([name])
-        return tuple(tuple(members) for members in classes)
-
-    def _interchangeable(self, one: str, other: str) -> bool:
-        if self.cluster.root in (one, other):
-            return False
-        device, twin = self.cluster.device[one], self.cluster.device[other]
-        timings, same = self.profile.timings_of[one], self.profile.timings_of[other]
-        return (
-            device.type == twin.type
-            and self.capacity_bytes(one) == self.capacity_bytes(other)
-            and self.reserve_bytes(one) == self.reserve_bytes(other)
-            and (timings is same or timings.layers == same.layers)
-            and timings.dispatch_s == same.dispatch_s
-            and all((one in here) == (other in here) for here in self.allowed)
-            and self._same_links(one, other)
+    def limited_to(self, devices: Collection[str], *, items: int) -> PlanningProblem | None:
+        """The problem of one pipeline on some of these devices, for some of the items; None if a
+        layer may run on none of them."""
+        chosen = frozenset(devices)
+        allowed = tuple(here & chosen for here in self.allowed)
+        if not all(allowed):
+            return None
+        usable = frozenset[str]().union(*allowed)
+        classes = (tuple(d for d in members if d in usable) for members in self.classes)
+        return replace(
+            self,
+            items=items,
+            allowed=allowed,
+            classes=tuple(members for members in classes if members),
+            required=frozenset(),
         )
 
+    def _equal_devices(self) -> tuple[tuple[str, ...], ...]:
+        """Usable devices in classes: exchanging two of a class maps the problem to itself."""
+        alike = LikeDevices(self)
+        found: dict[object, list[str]] = {}
+        named: dict[object, list[list[str]]] = {}
+        for name in self.devices:
+            if name == self.cluster.root:
+                found[name] = [name]
+                continue
+            kind, place = alike.kind(name), alike.surroundings(name)
+            if (kind, place) in found:
+                found[kind, place].append(name)
+                continue
+            rivals = named.setdefault(kind, []) if alike.named(name) else []
+            if len(self.devices) <= MAX_COMPARED:
+                joined = next((x for x in rivals if self._same_links(x[0], name)), None)
+                if joined is not None:
+                    joined.append(name)
+                    found[kind, place] = joined
+                    continue
+            found[kind, place] = [name]
+            rivals.append(found[kind, place])
+        return tuple(tuple(members) for members in dict.fromkeys(map(tuple, found.values())))
+
     def _same_links(self, one: str, other: str) -> bool:
-        named, host = self._named_in_links, self.cluster.host_of
-        homes = {host[one].name, host[other].name}
-        if not named & {one, other} and (len(homes) == 1 or not named & homes):
-            return True  # whatever holds for one is said of its host, or of nobody
         return self._same_link((one, other), (other, one)) and all(
             self._same_link((one, third), (other, third))
             and self._same_link((third, one), (third, other))
@@ -199,26 +234,8 @@ class PlanningProblem:
             if third not in (one, other)
         )
 
-    @cached_property
-    def _named_in_links(self) -> frozenset[str]:
-        return frozenset(end for link in self.cluster.links for end in (link.source, link.target))
-
     def _same_link(self, pair: tuple[str, str], exchanged: tuple[str, str]) -> bool:
-        a, b = self.links[pair], self.links[exchanged]
-        ends = {"source", "target", "error_fraction"}
-        return a.model_dump(exclude=ends) == b.model_dump(exclude=ends)
-
-
-class _Links(dict[tuple[str, str], Link]):
-    """Links by ordered pair of devices; thousands of devices have millions of pairs."""
-
-    def __init__(self, cluster: Cluster) -> None:
-        super().__init__()
-        self._cluster = cluster
-
-    def __missing__(self, pair: tuple[str, str]) -> Link:
-        self[pair] = self._cluster.link(*pair)
-        return self[pair]
+        return same_figures(self.links[pair], self.links[exchanged])
 
 
 def needs_whole_batch(graph: ModelGraph, layer: int) -> bool:
@@ -272,8 +289,12 @@ def _check_timings(profile: Profile, cluster: Cluster) -> None:
             f"the profile has no timings for {_few(strange)}; it covers "
             f"{_few(profile.timings_of)}: profile the model on the new devices, or drop them"
         )
+    checked: set[int] = set()
     for device in cluster.device:
         timings = profile.timings_of[device]
+        if id(timings) in checked:
+            continue
+        checked.add(id(timings))
         for layer in profile.model.layers:
             rows = timings.layers.get(layer.twin, ())
             if not rows or not all(
@@ -305,7 +326,7 @@ def _allowed(
 ) -> tuple[frozenset[str], ...]:
     for name in request.max_bytes:
         require_device(cluster, name, where="max_bytes")
-    allowed = [frozenset(cluster.device) for _ in graph.layers]
+    allowed = [frozenset(cluster.device)] * len(graph.layers)
     pinned: dict[int, str] = {}
     for pin in request.pins:
         device = require_device(cluster, pin.device, where=f"the pin of {pin.layers!r}")

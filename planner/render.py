@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
+from planner.actual import Actual
 from planner.explain import (
     ExplainReport,
     LayerShown,
@@ -35,10 +36,11 @@ class Detail:
     tree: int
     ranks: int
     others: int
+    actuals: int
 
 
-SCREEN = Detail(tree=15, ranks=8, others=5)
-EVERYTHING = Detail(tree=10**9, ranks=10**9, others=10**9)
+SCREEN = Detail(tree=15, ranks=8, others=5, actuals=16)
+EVERYTHING = Detail(tree=10**9, ranks=10**9, others=10**9, actuals=10**9)
 
 
 def render_text(report: ExplainReport, detail: Detail = SCREEN) -> str:
@@ -46,7 +48,7 @@ def render_text(report: ExplainReport, detail: Detail = SCREEN) -> str:
     sections = [
         _header(report),
         _result(report),
-        _actuals(report),
+        _actuals(report, detail),
         _placement(report, detail),
         _rank_table(report, detail),
         _why(report, detail),
@@ -214,15 +216,18 @@ def _result(report: ExplainReport) -> list[str]:
         *_wrapped(
             "  proof       ", f"{found} ({proof.solver}, {count(proof.candidates, 'candidate')})"
         ),
+        *(_wrapped("  baseline    ", proof.baseline) if proof.baseline else ()),
     ]
 
 
-def _actuals(report: ExplainReport) -> list[str]:
+def _actuals(report: ExplainReport, detail: Detail) -> list[str]:
     if not report.actuals:
         return []
     lines = [f"{'Measured':<44}{'predicted':>12}{'measured':>12}{'ratio':>8}"]
-    for x in report.actuals:
-        shown = [
+    shown = most_telling(report.actuals, detail.actuals)
+    worst = max(x.distance for x in report.actuals)
+    for x in shown:
+        figures = [
             "-"
             if value is None
             else format_seconds(value)
@@ -233,9 +238,17 @@ def _actuals(report: ExplainReport) -> list[str]:
             for value in (x.predicted, x.measured)
         ]
         ratio = "-" if x.ratio is None else f"{x.ratio:.2f}"
-        mark = "   <- wrong" if x.is_off else ""
-        lines.append(f"  {_cut(x.what, 41):<42}{shown[0]:>12}{shown[1]:>12}{ratio:>8}{mark}")
-    return lines
+        mark = "" if not x.is_off else "   <- the worst" if x.distance == worst else "   <- wrong"
+        line = f"  {_cut(x.what, 41):<42}{figures[0]:>12}{figures[1]:>12}{ratio:>8}{mark}"
+        lines.append(_cut(f"{line}  {x.note}" if x.note else line, WIDTH))
+    more = len(report.actuals) - len(shown)
+    return lines + ([f"  ... {more} more, less far off (--verbose)"] if more else [])
+
+
+def most_telling(actuals: Sequence[Actual], most: int) -> list[Actual]:
+    """At most so many figures, in their order: those of the whole run, then those furthest off."""
+    order = sorted(range(len(actuals)), key=lambda i: (i >= 2, -actuals[i].distance, i))
+    return [actuals[i] for i in sorted(order[:most])]
 
 
 def _placement(report: ExplainReport, detail: Detail) -> list[str]:

@@ -18,10 +18,15 @@ class Objective(StrEnum):
 
 
 class Split(StrEnum):
-    """Ways to divide the work that the planner may use."""
+    """Ways to divide the work that the planner may use.
+
+    Between ``layers`` (stages of a pipeline), a stage's ``batch`` over several devices, the items
+    of a batch over whole ``pipelines`` side by side.
+    """
 
     LAYERS = "layers"
     BATCH = "batch"
+    PIPELINES = "pipelines"
 
 
 class Pin(Record):
@@ -60,7 +65,7 @@ class PlanRequest(Document):
     objective: Objective = Objective.THROUGHPUT
     batch_size: int = Field(ge=1)
     microbatch_size: int | None = Field(default=None, ge=1)
-    splits: tuple[Split, ...] = (Split.LAYERS, Split.BATCH)
+    splits: tuple[Split, ...] = (Split.LAYERS, Split.BATCH, Split.PIPELINES)
     max_stages: int | None = Field(default=None, ge=1)
     reserve_bytes: Bytes | None = Field(default=None, ge=0)
     max_bytes: dict[str, Bytes] = Field(default_factory=dict)

@@ -9,12 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from planner.alike import LikeDevices
 from planner.cost import CostModel, PlanCost
 from planner.flows import Routing
 from planner.problem import PlanningProblem
 from planner.request import Split
-from planner.solvers.base import Assignment, StageAssignment
+from planner.solvers.base import Assignment, PipelineAssignment, StageAssignment
 from profiler.units import format_bytes
+
+MAX_TRIED = 256
+"""Of more devices, one of each kind is tried for the best single one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +36,7 @@ def apply_rules(problem: PlanningProblem, cost: CostModel) -> tuple[RuleOutcome,
     return (
         _best_single(problem, cost),
         *(_proportional(name, weigh, problem, cost) for name, weigh in WEIGHTS.items()),
+        *(_copies(name, weigh, problem, cost) for name, weigh in COPIES.items()),
     )
 
 
@@ -57,19 +62,19 @@ def line(
     return tuple(stages)
 
 
-def apportion_layers(num_layers: int, weights: Sequence[float]) -> list[int]:
-    """Whole numbers of layers in proportion to ``weights`` (largest remainders).
+def in_proportion(total: int, weights: Sequence[float]) -> list[int]:
+    """Whole numbers (of layers, of items) in proportion to ``weights``: largest remainders.
 
-    >>> apportion_layers(10, [1.0, 1.0, 2.0])
+    >>> in_proportion(10, [1.0, 1.0, 2.0])
     [3, 2, 5]
     """
-    total = sum(weights)
-    if total <= 0:
-        weights, total = [1.0] * len(weights), float(len(weights))
-    exact = [num_layers * weight / total for weight in weights]
+    whole = sum(weights)
+    if whole <= 0:
+        weights, whole = [1.0] * len(weights), float(len(weights))
+    exact = [total * weight / whole for weight in weights]
     counts = [int(x) for x in exact]
     by_rest = sorted(range(len(exact)), key=lambda d: (counts[d] - exact[d], d))
-    for d in by_rest[: num_layers - sum(counts)]:
+    for d in by_rest[: total - sum(counts)]:
         counts[d] += 1
     return counts
 
@@ -112,7 +117,7 @@ def best_routing(
     routings = [Routing.RELAY] if problem.graph.is_chain else [Routing.RELAY, Routing.DIRECT]
     tried = []
     for routing in routings:
-        assignment = Assignment(stages=tuple(stages), routing=routing)
+        assignment = Assignment.single(stages, items=problem.items, routing=routing)
         tried.append((assignment, cost.evaluate(assignment)))
     objective = problem.request.objective
     return min(tried, key=lambda t: (not t[1].fits, t[1].objective_s(objective)))
@@ -122,7 +127,7 @@ def _best_single(problem: PlanningProblem, cost: CostModel) -> RuleOutcome:
     name = "best single device"
     best: tuple[float, Assignment, PlanCost] | None = None
     why = ""
-    for device in problem.cluster.device:
+    for device in _worth_trying(problem):
         stages = line(problem, [device], [problem.num_layers])
         broken = broken_wish(problem, stages)
         if broken is not None or device not in problem.devices:
@@ -141,18 +146,61 @@ def _best_single(problem: PlanningProblem, cost: CostModel) -> RuleOutcome:
     return RuleOutcome(name=f"{name} ({best[1].devices[0]})", assignment=best[1], price=best[2])
 
 
+def _worth_trying(problem: PlanningProblem) -> list[str]:
+    """All devices; of very many, one of each kind."""
+    devices = list(problem.cluster.device)
+    if len(devices) <= MAX_TRIED:
+        return devices
+    alike = LikeDevices(problem)
+    first: dict[object, str] = {}
+    for device in devices:
+        first.setdefault(alike.kind(device), device)
+    return list(first.values())
+
+
 def _proportional(
     name: str,
     weigh: Callable[[PlanningProblem, CostModel], list[float]],
     problem: PlanningProblem,
     cost: CostModel,
 ) -> RuleOutcome:
-    counts = apportion_layers(problem.num_layers, weigh(problem, cost))
+    counts = in_proportion(problem.num_layers, weigh(problem, cost))
     stages = line(problem, problem.devices, counts)
     broken = broken_wish(problem, stages)
     if broken is not None:
         return RuleOutcome(name=name, assignment=None, price=None, why_not=broken)
     assignment, price = best_routing(problem, cost, stages)
+    short = memory_shortfall(price)
+    if short is not None:
+        return RuleOutcome(name=name, assignment=None, price=None, why_not=short)
+    return RuleOutcome(name=name, assignment=assignment, price=price)
+
+
+def _copies(
+    name: str,
+    weigh: Callable[[PlanningProblem, CostModel], list[float]],
+    problem: PlanningProblem,
+    cost: CostModel,
+) -> RuleOutcome:
+    """The whole model on every device, as data-parallel training does it."""
+    why_not = problem.one_pipeline()
+    counts = in_proportion(problem.batch, weigh(problem, cost))
+    taking = [pair for pair in zip(problem.devices, counts, strict=True) if pair[1]]
+    for device, _ in taking:
+        barred = [i for i, here in enumerate(problem.allowed) if device not in here]
+        if barred:
+            why_not = why_not or f"{problem.graph.layers[barred[0]].name} may not run on {device}"
+    if why_not is None and not problem.required <= {device for device, _ in taking}:
+        why_not = f"{min(problem.required)} is left out"
+    if why_not is not None:
+        return RuleOutcome(name=name, assignment=None, price=None, why_not=why_not)
+    assignment = Assignment(
+        pipelines=tuple(
+            PipelineAssignment(items=items, stages=line(problem, [device], [problem.num_layers]))
+            for device, items in taking
+        )
+    )
+    price = cost.evaluate(assignment)
     short = memory_shortfall(price)
     if short is not None:
         return RuleOutcome(name=name, assignment=None, price=None, why_not=short)
@@ -169,10 +217,12 @@ def _by_memory(problem: PlanningProblem, cost: CostModel) -> list[float]:  # noq
 
 def _by_speed(problem: PlanningProblem, cost: CostModel) -> list[float]:
     everything = tuple(range(problem.num_layers))
-    seconds = [
-        cost.figures.compute_s(everything, device, problem.microbatch) for device in problem.devices
-    ]
-    return [1.0 / s if s > 0 else 1.0 for s in seconds]
+    measured = {name: problem.profile.timings_of[name].measured_on for name in problem.devices}
+    seconds = {
+        on: cost.figures.compute_s(everything, on, problem.microbatch)
+        for on in dict.fromkeys(measured.values())
+    }
+    return [1.0 / s if (s := seconds[on]) > 0 else 1.0 for on in measured.values()]
 
 
 WEIGHTS: Mapping[str, Callable[[PlanningProblem, CostModel], list[float]]] = {
@@ -181,3 +231,9 @@ WEIGHTS: Mapping[str, Callable[[PlanningProblem, CostModel], list[float]]] = {
     "layer counts by speed": _by_speed,
 }
 """Rules that cut the layers' order in proportion to something about each device."""
+
+COPIES: Mapping[str, Callable[[PlanningProblem, CostModel], list[float]]] = {
+    "whole copies, even items": _evenly,
+    "whole copies, items by speed": _by_speed,
+}
+"""Rules that put the whole model on every device and part the items of a batch among them."""

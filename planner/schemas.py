@@ -21,8 +21,13 @@ DOCUMENTS: dict[str, type[Document]] = {
 
 def schema_text(name: str) -> str:
     """The schema of a kind of document, as it stands in ``docs/schema/``."""
+    return document_schema(DOCUMENTS[name])
+
+
+def document_schema(document: type[Document]) -> str:
+    """The schema of a document as text."""
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **DOCUMENTS[name].model_json_schema(),
+        **document.model_json_schema(),
     }
     return json.dumps(schema, indent=1) + "\n"

@@ -17,6 +17,7 @@ from profiler.errors import InvalidInputError
 _RANGE = re.compile(r"(?P<head>.*?)(?P<first>[0-9]+)\.\.(?P<last>[0-9]+)")
 _NUMBERED = re.compile(r"(?P<head>.*?)(?P<number>0|[1-9][0-9]{0,8})")
 _EXACT = "="
+_MOST_SPELLED = 10_000  # of a range, whose ends may be any numbers
 _MAX_LENGTH = 1000  # of a prefix; an exact name may be longer
 
 
@@ -78,6 +79,24 @@ class LayerIndex:
             raise InvalidInputError(f"selector {selector!r} runs backwards: {first} > {last}")
         present = sorted(n for n in self._numbers.get(head, ()) if first <= n <= last)
         return [i for number in present for i in self._below[f"{head}{number}"]]
+
+
+def spelled(selectors: Iterable[str]) -> tuple[str, ...]:
+    """What selectors name as far as they alone tell: modules, ranges number by number.
+
+    >>> spelled(["h.0..2", "=h.3", "head"])
+    ('h.0', 'h.1', 'h.2', '=h.3', 'head')
+    """
+    found: list[str] = []
+    for selector in selectors:
+        match = None if selector.startswith(_EXACT) else _RANGE.fullmatch(selector[:_MAX_LENGTH])
+        if match is None or max(len(match["first"]), len(match["last"])) > 9:
+            found.append(selector)
+            continue
+        first, last = int(match["first"]), int(match["last"])
+        numbers = range(first, min(last + 1, first + _MOST_SPELLED))
+        found += [f"{match['head']}{number}" for number in numbers]
+    return tuple(found)
 
 
 def _prefixes(name: str) -> list[str]:

@@ -54,15 +54,16 @@ def _close_call(chosen: Chosen, rivals: Sequence[Rival]) -> Iterator[PlanWarning
 
 
 def _extrapolated(chosen: Chosen, cost: CostModel) -> Iterator[PlanWarning]:
-    for s, stage in enumerate(chosen.assignment.stages):
-        for device, share in zip(stage.devices, stage.shares, strict=True):
-            most = cost.figures.most_measured(stage.layers, device)
-            if share > most:
-                yield PlanWarning(
-                    code="extrapolated",
-                    message=f"{place(0, s)}: {device} gets {share} items at once; at most {most} "
-                    "were measured, so its time and memory are extrapolated",
-                )
+    for p, pipeline in enumerate(chosen.assignment.pipelines):
+        for s, stage in enumerate(pipeline.stages):
+            for device, share in zip(stage.devices, stage.shares, strict=True):
+                most = cost.figures.most_measured(stage.layers, device)
+                if share > most:
+                    yield PlanWarning(
+                        code="extrapolated",
+                        message=f"{place(p, s)}: {device} gets {share} items at once; at most "
+                        f"{most} were measured, so its time and memory are extrapolated",
+                    )
 
 
 def _unstable(chosen: Chosen) -> Iterator[PlanWarning]:
@@ -77,11 +78,13 @@ def _unstable(chosen: Chosen) -> Iterator[PlanWarning]:
 
 
 def _uneven(chosen: Chosen) -> Iterator[PlanWarning]:
-    problem = chosen.problem
-    rest = problem.batch % problem.microbatch
-    if rest:
-        yield PlanWarning(
-            code="uneven-microbatch",
-            message=f"the last of {problem.num_microbatches} microbatches has {rest} items instead "
-            f"of {problem.microbatch}; the estimate counts it as a whole one",
-        )
+    size, pipelines = chosen.problem.microbatch, chosen.assignment.pipelines
+    for p, pipeline in enumerate(pipelines):
+        rest = pipeline.items % size
+        if rest:
+            whose = f" of pipeline {p}" if len(pipelines) > 1 else ""
+            yield PlanWarning(
+                code="uneven-microbatch",
+                message=f"the last of {-(-pipeline.items // size)} microbatches{whose} has {rest} "
+                f"items instead of {size}; the estimate counts it as a whole one",
+            )

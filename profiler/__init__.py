@@ -10,18 +10,32 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from profiler.cluster import Cluster
     from profiler.graph import ModelGraph
+    from profiler.links import LinkOptions, measure_links
     from profiler.profile import Profile
+    from profiler.refitting import refit
     from profiler.session import profile_model
     from profiler.sources import Example
 
-__all__ = ["Cluster", "Example", "ModelGraph", "Profile", "profile_model"]
+__all__ = [
+    "Cluster",
+    "Example",
+    "LinkOptions",
+    "ModelGraph",
+    "Profile",
+    "measure_links",
+    "profile_model",
+    "refit",
+]
 
 _HOMES = {
     "Cluster": "profiler.cluster",
     "Example": "profiler.sources",
+    "LinkOptions": "profiler.links",
     "ModelGraph": "profiler.graph",
     "Profile": "profiler.profile",
+    "measure_links": "profiler.links",
     "profile_model": "profiler.session",
+    "refit": "profiler.refitting",
 }
 
 

@@ -13,11 +13,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+
+from profiler.allocator import heap_environment
 
 
 def main() -> None:
@@ -29,11 +32,14 @@ def main() -> None:
     # What every rank loads besides torch: part of its baseline.
     import profiler.build
     import profiler.weights  # noqa: F401
+    from profiler.allocator import keep_freed_memory, release_library_pages
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--idle", action="store_true")
     options = parser.parse_args()
+    keep_freed_memory()
+    release_library_pages()
     torch.set_num_threads(options.threads)
     with tempfile.NamedTemporaryFile(prefix="apportion-store-") as store:
         # A group of one, as ranks have: its memory is part of their baseline.
@@ -80,6 +86,7 @@ def companions(num: int, *, threads: int) -> Iterator[int]:
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     text=True,
+                    env=heap_environment(os.environ),
                     start_new_session=True,  # Ctrl-C is for the caller, which then ends them
                 )
             )

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import socket
 from pathlib import Path
 
-import psutil
 import torch
 
 from profiler.cluster import Cluster, Device, Host
 from profiler.errors import InvalidInputError
+from profiler.limits import available_cores, host_name, memory_limits, processor_quota
 
 KEPT_FREE_FRACTION = 0.1
 """Part of the free host memory that discovery leaves to everything else on the machine."""
@@ -22,7 +20,9 @@ def discover(*, cpu_devices: int = 1, host: str | None = None) -> Cluster:
 
     Its processors appear as ``cpu_devices`` devices with equal shares of the threads and of the
     free memory; with more devices than threads, each has one thread and they share the cores
-    (profiling then measures them working at once). CUDA devices appear one by one.
+    (profiling then measures them working at once). A quota of less than a whole number of cores
+    stands in the type, so that devices of unlike speed are never taken as equal. CUDA devices
+    appear one by one.
 
     Raises:
         InvalidInputError: ``cpu_devices`` is negative, or leaves no device at all.
@@ -37,12 +37,13 @@ def discover(*, cpu_devices: int = 1, host: str | None = None) -> Cluster:
     total, free = memory_limits()
     devices = []
     threads = max(1, cores // cpu_devices) if cpu_devices else 0
+    speed = _speed(threads, cpu_devices)
     for index in range(cpu_devices):
         share = int(free * (1 - KEPT_FREE_FRACTION)) // cpu_devices
         devices.append(
             Device(
                 name=f"cpu:{index}",
-                type=f"{processor_name()} x{threads}",
+                type=f"{processor_name()} x{speed}",
                 kind="cpu",
                 memory_bytes=total // cpu_devices,
                 free_bytes=min(share, total // cpu_devices),
@@ -61,54 +62,16 @@ def discover(*, cpu_devices: int = 1, host: str | None = None) -> Cluster:
                 threads=1,
             )
         )
-    name = host or socket.gethostname().split(".")[0] or "localhost"
-    return Cluster(hosts=(Host(name=name, cores=cores, devices=tuple(devices)),))
+    found = Host(name=host or host_name(), cores=cores, devices=tuple(devices))
+    return Cluster(hosts=(found,))
 
 
-def available_cores() -> int:
-    """Processor threads this process may use: affinity and cgroup quota counted."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    quota = _cgroup_cores()
-    return max(1, min(cores, int(quota))) if quota else cores
-
-
-def _cgroup_cores() -> float | None:
-    v2, v1 = Path("/sys/fs/cgroup/cpu.max"), Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
-    try:
-        if v2.exists():
-            quota, period = v2.read_text().split()
-            return None if quota == "max" else int(quota) / int(period)
-        if v1.exists():
-            limit = int(v1.read_text())
-            return (
-                None if limit <= 0 else limit / int(v1.with_name("cpu.cfs_period_us").read_text())
-            )
-    except (OSError, ValueError):
-        return None
-    return None
-
-
-def memory_limits() -> tuple[int, int]:
-    """Total and free bytes of host memory, within this process's cgroup."""
-    memory = psutil.virtual_memory()
-    total, free = memory.total, memory.available
-    for limit_file, usage_file in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        (
-            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        ),
-    ):
-        try:
-            text = Path(limit_file).read_text().strip()
-            if text != "max" and int(text) < total:
-                total = int(text)
-                free = min(free, total - int(Path(usage_file).read_text()))
-        except (OSError, ValueError):
-            continue
-    return total, max(0, free)
+def _speed(threads: int, num_devices: int) -> str:
+    """How many cores a device of ``threads`` has, when ``num_devices`` share the quota."""
+    quota = processor_quota()
+    if quota is None or not num_devices or quota / num_devices >= threads:
+        return str(threads)
+    return f"{quota / num_devices:.3g}"
 
 
 def processor_name() -> str:

@@ -79,6 +79,14 @@ class Record(BaseModel):
         """
         return canonical_json(self.model_dump(mode="json", exclude_defaults=True))
 
+    def replaced(self, **changes: object) -> Self:
+        """A copy with other values in some fields, validated anew.
+
+        ``model_copy`` does not validate, and takes over what was derived from the old values.
+        """
+        own = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self).model_validate({**own, **changes})
+
     def content_digest(self) -> str:
         """``sha256:`` and 32 hex digits over :meth:`canonical`."""
         return digest(self.canonical())

@@ -24,6 +24,10 @@ class UnsupportedModelError(InvalidInputError):
     """The model cannot be captured; the message names the operator and what was tried."""
 
 
+class EmulationError(ApportionError):
+    """This machine cannot stand in for a cluster's hosts: no root, a missing tool or controller."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conflict:
     """One limit that stands in the way of every plan, and the smallest change that lifts it."""

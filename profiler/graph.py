@@ -98,6 +98,48 @@ class Layer(Record):
     uses_prelude: bool = False
 
 
+class SlicedWeight(Record):
+    """How ranks divide a weight: along ``dim``, in units of equal size.
+
+    ``dim`` holds ``parts`` equal runs one after another (3 for fused query, key and value); each
+    run holds every unit once, so a rank's shard is its units of every run.
+    """
+
+    weight: str
+    dim: int = Field(ge=0)
+    parts: int = Field(default=1, ge=1)
+
+
+class Join(Record):
+    """A tensor of which each rank computes only a part: terms to ``sum``, or a run of units along
+    ``dim`` to ``concat``. Every rank has the whole once it is joined."""
+
+    tensor: str
+    how: Literal["sum", "concat"]
+    dim: int | None = None
+
+
+class SliceRegion(Record):
+    """Layers that several ranks can compute together, each a slice of one axis.
+
+    The axis (``heads``, ``features``, ``vocabulary``, ``channels``, ``experts``) has ``units``
+    indivisible units. A rank with u of them holds that part of ``weights``, does u / units of the
+    work on its sharded tensors, and all of it elsewhere. ``joins`` are done once a microbatch, when
+    the region ends. A layer is in at most one region; ``layers`` are in the model's order.
+    ``divided`` is the part of the layers' operations that slicing divides. ``twin`` is equal for
+    regions that cost the same.
+    """
+
+    name: str
+    axis: str
+    units: int = Field(ge=1)
+    layers: tuple[str, ...]
+    weights: tuple[SlicedWeight, ...]
+    joins: tuple[Join, ...]
+    divided: float = Field(default=1.0, ge=0, le=1)
+    twin: str
+
+
 class ModelGraph(Record):
     """Layers in a topological order, with the tensors and weights they touch.
 
@@ -119,6 +161,7 @@ class ModelGraph(Record):
     layers: tuple[Layer, ...]
     tensors: tuple[Tensor, ...]
     weights: tuple[Weight, ...]
+    regions: tuple[SliceRegion, ...] = ()
     notes: tuple[str, ...] = ()
 
     @model_validator(mode="after")
@@ -161,6 +204,18 @@ class ModelGraph(Record):
         for name in (*self.inputs, *self.outputs):
             if name not in known:
                 yield f"input or output {name!r} is not a tensor of the graph"
+        sliced: set[str] = set()
+        for region in self.regions:
+            for name in region.layers:
+                if name not in position or name in sliced:
+                    yield f"region {region.name!r} names {name!r}, unknown or in another region"
+                sliced.add(name)
+            for weight in region.weights:
+                if weight.weight not in weights:
+                    yield f"region {region.name!r} names an unknown weight {weight.weight!r}"
+            for join in region.joins:
+                if join.tensor not in known:
+                    yield f"region {region.name!r} joins an unknown tensor {join.tensor!r}"
         written = {name for layer in self.layers for name in layer.writes}
         for tensor in self.tensors:
             if tensor.producer is not None and tensor.name not in written:
@@ -184,6 +239,15 @@ class ModelGraph(Record):
     def weight(self) -> dict[str, Weight]:
         """Weights by name."""
         return {w.name: w for w in self.weights}
+
+    @cached_property
+    def region_of(self) -> dict[int, int]:
+        """Position of the region of each layer that is in one, by the layer's position."""
+        return {
+            self.layer_index[name]: r
+            for r, region in enumerate(self.regions)
+            for name in region.layers
+        }
 
     @cached_property
     def readers(self) -> dict[str, tuple[int, ...]]:

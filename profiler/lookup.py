@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 
-from profiler.profile import Measurement
+from profiler.profile import HeapMeasurement, Measurement
 
 
 def time_s(rows: Sequence[Measurement], items: int) -> float:
@@ -28,6 +28,30 @@ def time_s(rows: Sequence[Measurement], items: int) -> float:
 def peak_bytes(rows: Sequence[Measurement], items: int) -> int:
     """Bytes a layer allocates beyond its inputs and weights, for ``items`` items."""
     return round(_interpolate([(row.items, float(row.peak_bytes)) for row in rows], items))
+
+
+def mapped_bytes(rows: Sequence[Measurement], items: int) -> int:
+    """How many of :func:`peak_bytes` are in large blocks."""
+    return round(_interpolate([(row.items, float(row.mapped_bytes)) for row in rows], items))
+
+
+def heap_permille(rows: Sequence[HeapMeasurement], items: int) -> int:
+    """What the heap takes beyond the bytes alive, in thousandths; as at the nearest size outside
+    of what was measured, nothing without measurements.
+
+    >>> from profiler.profile import HeapMeasurement as H
+    >>> rows = [H(items=1, permille=900), H(items=4, permille=600)]
+    >>> heap_permille(rows, 1), heap_permille(rows, 2), heap_permille(rows, 7)
+    (900, 800, 600)
+    """
+    if not rows:
+        return 0
+    right = bisect_left([row.items for row in rows], items)
+    if right == 0 or right == len(rows):
+        return rows[min(right, len(rows) - 1)].permille
+    low, high = rows[right - 1], rows[right]
+    rise = (high.permille - low.permille) * (items - low.items)
+    return low.permille + rise // (high.items - low.items)
 
 
 def extrapolates(rows: Sequence[Measurement], items: int) -> bool:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from profiler.allocator import MAPPED_BYTES
 from profiler.bench import Call, LayerBench
 from profiler.profile import Measurement
 
@@ -60,6 +61,7 @@ class _Series:
     call: Call
     items: int
     peak_bytes: int = 0
+    mapped_bytes: int = 0
     samples: list[float] = field(default_factory=list)
 
     def settled(self, effort: Effort) -> bool:
@@ -81,6 +83,7 @@ class _Series:
             spread=spread(self.samples),
             samples=len(self.samples),
             peak_bytes=self.peak_bytes,
+            mapped_bytes=self.mapped_bytes,
         )
 
 
@@ -115,7 +118,7 @@ def measure_layers(
         for call in bench.calls(items):
             if items not in done.get(call.built.twin, {}):
                 made = _Series(call=call, items=items)
-                made.peak_bytes = peak_bytes(call, bench.device)
+                made.peak_bytes, made.mapped_bytes = peak_bytes(call, bench.device)
                 for _ in range(WARM_UP):
                     timed_run(call, bench.device)
                 series.append(made)
@@ -165,8 +168,9 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def peak_bytes(call: Call, device: torch.device) -> int:
-    """The most memory a layer allocates while it runs, beyond what was there before.
+def peak_bytes(call: Call, device: torch.device) -> tuple[int, int]:
+    """The most memory a layer allocates while it runs, beyond what was there before; and how much
+    of it in blocks of ``MAPPED_BYTES`` and more, which only processors hold apart.
 
     On a processor by the allocator's own events, scratch buffers of the kernels included.
     """
@@ -177,7 +181,7 @@ def peak_bytes(call: Call, device: torch.device) -> int:
         torch.cuda.reset_peak_memory_stats(device)
         fresh.run()
         torch.cuda.synchronize(device)
-        return max(0, torch.cuda.max_memory_allocated(device) - before)
+        return max(0, torch.cuda.max_memory_allocated(device) - before), 0
     with (
         _quiet_stderr(),
         profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as seen,
@@ -188,11 +192,12 @@ def peak_bytes(call: Call, device: torch.device) -> int:
         for event in seen.profiler.kineto_results.events()
         if event.name() == "[memory]"
     ]
-    held = most = 0
+    held = most = mapped = most_mapped = 0
     for _, change in sorted(events, key=lambda event: event[0]):
         held += change
-        most = max(most, held)
-    return most
+        mapped += change if abs(change) >= MAPPED_BYTES else 0
+        most, most_mapped = max(most, held), max(most_mapped, mapped)
+    return most, min(most, most_mapped)
 
 
 @contextlib.contextmanager

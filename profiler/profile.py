@@ -24,7 +24,8 @@ class Measurement(Record):
 
     ``median_s`` over ``samples`` repeats; ``spread`` is the distance of the quartiles over it;
     ``peak_bytes`` is the most memory the layer allocates beyond its inputs and weights,
-    its outputs included.
+    its outputs included. ``mapped_bytes`` is how much of that was in large blocks, from
+    ``profiler.allocator.MAPPED_BYTES`` on, which a rank holds outside of its heap.
     """
 
     items: int = Field(ge=1)
@@ -32,6 +33,17 @@ class Measurement(Record):
     spread: float = Field(ge=0)
     samples: int = Field(ge=1)
     peak_bytes: int = Field(ge=0)
+    mapped_bytes: int = Field(default=0, ge=0)
+
+
+class HeapMeasurement(Record):
+    """At ``items`` items, a rank's heap takes ``permille`` thousandths more than the bytes alive.
+
+    The heap has holes that no later tensor fits into, and kernels keep scratch memory on it.
+    """
+
+    items: int = Field(ge=1)
+    permille: int = Field(ge=0)
 
 
 class SegmentTiming(Record):
@@ -50,19 +62,30 @@ class SegmentTiming(Record):
     spread: float = Field(ge=0)
 
 
+class TwinCheck(Record):
+    """A few layers on ``device`` took ``ratio`` times as long as where they were measured."""
+
+    device: str
+    ratio: float = Field(gt=0)
+
+
 class DeviceTimings(Record):
     """The measurements of one device; ``measured_on`` names it, ``devices`` all it stands for.
 
     ``layers`` maps a layer's ``twin`` (or ``(prelude)``) to measurements by ascending ``items``.
     ``baseline_bytes`` is the resident memory of a rank before it holds any weight. ``dispatch_s``
     is what running a stage once costs a rank beside its layers: taking inputs, handing on results.
-    ``segments`` are the runs of layers by which the layers' times were corrected.
+    ``heap`` is by ascending ``items``. ``segments`` are the runs of layers by which the layers'
+    times were corrected. ``checks``: devices of other hosts that were given these figures and tried
+    by a spot check.
     """
 
     measured_on: str
     devices: tuple[str, ...]
     baseline_bytes: int = Field(default=0, ge=0)
     dispatch_s: float = Field(default=0.0, ge=0)
+    checks: tuple[TwinCheck, ...] = ()
+    heap: tuple[HeapMeasurement, ...] = ()
     layers: dict[str, tuple[Measurement, ...]]
     segments: tuple[SegmentTiming, ...] = ()
 
@@ -75,11 +98,21 @@ class DeviceTimings(Record):
         return self
 
 
+class Refit(Record):
+    """A run report that was folded back: its digest and plan, and how much of it was used."""
+
+    report: str
+    plan_id: str
+    ranks: int = Field(ge=0)
+    links: int = Field(ge=0)
+
+
 class Conditions(Record):
     """What the numbers depend on.
 
     ``core_sharing`` above 1: ranks of one host have that many times more threads than it has
-    cores, and times were multiplied by it.
+    cores, and times were multiplied by it. ``refits`` are the runs by which times and links were
+    corrected since they were measured.
     """
 
     torch: str
@@ -90,6 +123,7 @@ class Conditions(Record):
     concurrent_ranks: int = Field(default=1, ge=1)
     core_sharing: float = Field(default=1.0, ge=1)
     unstable: tuple[str, ...] = ()
+    refits: tuple[Refit, ...] = ()
 
 
 class Profile(Document):

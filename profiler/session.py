@@ -24,14 +24,20 @@ from profiler.bench import LayerBench
 from profiler.capture import Captured, capture
 from profiler.cluster import Cluster, Device
 from profiler.companion import companions
-from profiler.discover import available_cores, discover, processor_name
+from profiler.discover import discover, processor_name
+from profiler.documents import canonical_json, digest
+from profiler.environment import Environment
 from profiler.errors import InvalidInputError
+from profiler.graph import ModelGraph
 from profiler.itemwise import with_itemwise
 from profiler.journal import Journal
+from profiler.limits import available_cores
 from profiler.measure import UNSTABLE_SPREAD, Effort, Load, Progress, measure_layers
-from profiler.profile import Conditions, DeviceTimings, Measurement, Profile
+from profiler.profile import Conditions, DeviceTimings, HeapMeasurement, Measurement, Profile
+from profiler.residency import measure_residency
 from profiler.segments import corrected, corrections, dispatch_s, measure_segments
 from profiler.sources import load_model
+from profiler.threads import computing_with
 
 LARGEST_DEFAULT = 64
 SLOW_PASS_S = 3.0
@@ -63,6 +69,10 @@ def profile_model(
 ) -> Profile:
     """Measure ``model`` on the devices of ``cluster`` (default: this machine).
 
+    In a process that torchrun started as one of several, one a host, every host measures its own
+    devices and the links between them are measured; all of them get the merged profile (see
+    :func:`profiler.together.profile_together` for its options).
+
     ``model`` is a factory ``package.module:callable``, a model directory, a ``.pt2`` file or a
     module (then with ``example`` inputs). ``batch_sizes`` default to 1, 2, 4, ... while a pass
     stays short, 64 at most.
@@ -71,8 +81,26 @@ def profile_model(
         InvalidInputError: the model, its inputs or a batch size cannot be right, or the cluster
             has devices that are not on this machine.
         UnsupportedModelError: the model cannot be captured; the message says why.
+        StalePlanError: the model is not the same on every host.
+        RankFailedError: another host is gone or failed.
     """
     options = options or ProfileOptions()
+    environment = Environment.read()
+    if environment is not None:
+        # Imported late: they build on this module.
+        from profiler.hosts import meet
+        from profiler.together import profile_together
+
+        with meet(environment) as world:
+            return profile_together(
+                world,
+                model,
+                example,
+                cluster=cluster,
+                batch_sizes=batch_sizes,
+                effort=effort,
+                options=options,
+            ).profile
     captured = capture(load_model(model, example, length=options.length))
     return profile_captured(
         captured,
@@ -92,82 +120,158 @@ def profile_captured(
     options: ProfileOptions,
 ) -> Profile:
     """:func:`profile_model` for a model that has been captured already."""
+    groups = measurable(cluster)
+    observed = observe(captured, batch_sizes)
+    timings = measure_groups(observed, groups, cluster=cluster, effort=effort, options=options)
+    return Profile(
+        model=observed.graph,
+        cluster=cluster,
+        batch_sizes=observed.batch_sizes,
+        timings=timings,
+        conditions=conditions_here(observed, timings, cluster=cluster),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observed:
+    """A captured model after a first look: which layers are itemwise, which batch sizes to take."""
+
+    captured: Captured
+    graph: ModelGraph
+    bench: LayerBench
+    batch_sizes: tuple[int, ...]
+
+
+def observe(captured: Captured, batch_sizes: Sequence[int] | None) -> Observed:
+    """Run each distinct layer on this machine's processor, and settle the batch sizes.
+
+    Raises:
+        InvalidInputError: the model cannot take these batch sizes.
+    """
     keep_freed_memory()
-    groups = _measurable(cluster)
-    loads = {group[0]: _load(cluster, group[0]) for group in groups}
     sizes = _check_batch_sizes(batch_sizes, captured)
-    cpu = LayerBench(captured, device=torch.device("cpu"))
-    graph = with_itemwise(captured.graph, cpu)
+    bench = LayerBench(captured, device=torch.device("cpu"))
+    graph = with_itemwise(captured.graph, bench)
     if sizes is None:
-        sizes = _default_sizes(cpu)
+        sizes = _default_sizes(bench)
+    return Observed(captured=captured, graph=graph, bench=bench, batch_sizes=tuple(sizes))
+
+
+def measure_groups(
+    observed: Observed,
+    groups: Sequence[Sequence[str]],
+    *,
+    cluster: Cluster,
+    effort: Effort,
+    options: ProfileOptions,
+) -> tuple[DeviceTimings, ...]:
+    """Measure each group of equal devices of this machine on its first one."""
     journal = Journal(
         options.journal,
         header={
-            "graph": graph.fingerprint,
-            "cluster": cluster.content_digest(),
+            "graph": observed.graph.fingerprint,
+            "cluster": _hardware_digest(cluster),
             "torch": torch.__version__,
-            "symbols": graph.symbols,
+            "symbols": observed.graph.symbols,
             "format": 2,
         },
     )
     timings = []
     for group in groups:
         name = group[0]
-        device = cluster.device[name]
-        bench = cpu if device.kind == "cpu" else LayerBench(captured, device=_torch_device(device))
-        load = loads[name]
-        with (
-            _threads(device.threads),
-            companions(load.companions, threads=device.threads) as resident,
-        ):
+
+        def progress(what: str, done: float, where: str = name) -> None:
+            options.progress(f"{where}: {what}", done)
+
+        with device_bench(observed, cluster, name) as (bench, load, resident):
             for twin, measurement in measure_layers(
                 bench,
-                batch_sizes=sizes,
+                batch_sizes=observed.batch_sizes,
                 effort=effort,
                 load=load,
-                progress=lambda what, done, where=name: options.progress(f"{where}: {what}", done),  # type: ignore[misc]
+                progress=progress,
                 done=journal.done[name],
             ):
                 journal.add(name, twin, measurement)
-            rows = _rows(journal.done[name], sizes)
+            rows = _rows(journal.done[name], observed.batch_sizes)
+            device = cluster.device[name]
             segments = tuple(
                 measure_segments(
                     bench,
                     rows=rows,
                     free_bytes=device.usable_bytes,
                     load=load,
-                    progress=lambda what, done, where=name: options.progress(  # type: ignore[misc]
-                        f"{where}: {what}", done
-                    ),
+                    progress=progress,
                 )
             )
-            timings.append(
-                DeviceTimings(
-                    measured_on=name,
-                    devices=tuple(group),
-                    baseline_bytes=resident,
-                    dispatch_s=dispatch_s() * load.core_sharing,
-                    layers=corrected(rows, corrections(segments)),
-                    segments=segments,
-                )
+        rows = corrected(rows, corrections(segments))
+        heap: tuple[HeapMeasurement, ...] = ()
+        if device.kind == "cpu":
+            progress("measuring memory", 0.0)
+            residency = measure_residency(
+                bench, rows=rows, threads=device.threads, free_bytes=device.usable_bytes
             )
-    profile = Profile(
-        model=graph,
-        cluster=cluster,
-        batch_sizes=tuple(sizes),
-        timings=tuple(timings),
-        conditions=Conditions(
-            torch=torch.__version__,
-            python=platform.python_version(),
-            dtype=graph.dtype,
-            processor=processor_name(),
-            load_average=round(os.getloadavg()[0], 2),
-            concurrent_ranks=max(1 + load.companions for load in loads.values()),
-            core_sharing=max(load.core_sharing for load in loads.values()),
-            unstable=_unstable(timings, graph.layers),
-        ),
+            if residency is not None:
+                heap, resident = residency.heap, residency.baseline_bytes
+        timings.append(
+            DeviceTimings(
+                measured_on=name,
+                devices=tuple(group),
+                baseline_bytes=resident,
+                dispatch_s=dispatch_s() * load.core_sharing,
+                heap=heap,
+                layers=rows,
+                segments=segments,
+            )
+        )
+    return tuple(timings)
+
+
+@contextmanager
+def device_bench(
+    observed: Observed, cluster: Cluster, name: str
+) -> Iterator[tuple[LayerBench, Load, int]]:
+    """The bench of a device of this machine, its neighbours busy; and an empty rank's bytes."""
+    device = cluster.device[name]
+    load = load_beside(cluster, name)
+    bench = observed.bench
+    if device.kind != "cpu":
+        bench = LayerBench(observed.captured, device=_torch_device(device))
+    with (
+        computing_with(device.threads),
+        companions(load.companions, threads=device.threads) as resident,
+    ):
+        yield bench, load, resident
+
+
+def conditions_here(
+    observed: Observed, timings: Sequence[DeviceTimings], *, cluster: Cluster
+) -> Conditions:
+    """What figures measured on this machine depend on."""
+    loads = [load_beside(cluster, timing.measured_on) for timing in timings]
+    return Conditions(
+        torch=torch.__version__,
+        python=platform.python_version(),
+        dtype=observed.graph.dtype,
+        processor=processor_name(),
+        load_average=round(os.getloadavg()[0], 2),
+        concurrent_ranks=max((1 + load.companions for load in loads), default=1),
+        core_sharing=max((load.core_sharing for load in loads), default=1.0),
+        unstable=_unstable(timings, observed.graph.layers),
     )
-    return profile
+
+
+def _hardware_digest(cluster: Cluster) -> str:
+    """Of what times depend on: not of links, nor of memory that happens to be free."""
+    hosts = [
+        host.model_copy(
+            update={
+                "devices": tuple(d.model_copy(update={"free_bytes": None}) for d in host.devices)
+            }
+        )
+        for host in cluster.hosts
+    ]
+    return digest(canonical_json([host.model_dump(mode="json") for host in hosts]))
 
 
 def _rows(
@@ -180,7 +284,7 @@ def _rows(
     }
 
 
-def _measurable(cluster: Cluster) -> list[list[str]]:
+def measurable(cluster: Cluster) -> list[list[str]]:
     """Devices grouped by kind, type and threads; each group is measured on its first.
 
     Raises:
@@ -207,7 +311,7 @@ def _measurable(cluster: Cluster) -> list[list[str]]:
     return list(groups.values())
 
 
-def _load(cluster: Cluster, name: str) -> Load:
+def load_beside(cluster: Cluster, name: str) -> Load:
     """What else computes on a device's host when all of its ranks work."""
     device = cluster.device[name]
     if device.kind != "cpu":
@@ -275,13 +379,3 @@ def _unstable(timings: Sequence[DeviceTimings], layers: Sequence[Any]) -> tuple[
 
 def _torch_device(device: Device) -> torch.device:
     return torch.device(device.name if device.kind == "cuda" else "cpu")
-
-
-@contextmanager
-def _threads(num: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(num)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

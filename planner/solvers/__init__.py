@@ -13,6 +13,8 @@ REGISTRY: tuple[tuple[str, str, str], ...] = (
     ("chain", "planner.solvers.chain", "ChainSolver"),
     ("cp_sat", "planner.solvers.cp_sat", "CpSatSolver"),
     ("greedy", "planner.solvers.greedy", "GreedySolver"),
+    ("pipelines", "planner.solvers.pipelines", "PipelinesSolver"),
+    ("templates", "planner.solvers.templates", "TemplateSolver"),
     ("exhaustive", "planner.solvers.exhaustive", "ExhaustiveSolver"),
 )
 """Name, module and class of every solver, the preferred first."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar, Protocol
@@ -32,9 +33,11 @@ class StageAssignment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Assignment:
-    """A solver's answer: stages in topological order, and how tensors travel between them."""
+class PipelineAssignment:
+    """A whole copy of the model: stages in topological order, how tensors travel between them, and
+    the items that it takes of every batch."""
 
+    items: int
     stages: tuple[StageAssignment, ...]
     routing: Routing = Routing.RELAY
 
@@ -42,6 +45,36 @@ class Assignment:
     def devices(self) -> tuple[str, ...]:
         """Devices with a stage, in stage order."""
         return tuple(device for stage in self.stages for device in stage.devices)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """A solver's answer: pipelines side by side, which take the items of a batch in this order."""
+
+    pipelines: tuple[PipelineAssignment, ...]
+
+    @classmethod
+    def single(
+        cls,
+        stages: Sequence[StageAssignment],
+        *,
+        items: int,
+        routing: Routing = Routing.RELAY,
+    ) -> Assignment:
+        """One pipeline that takes all ``items``."""
+        return cls(
+            pipelines=(PipelineAssignment(items=items, stages=tuple(stages), routing=routing),)
+        )
+
+    @property
+    def stages(self) -> tuple[StageAssignment, ...]:
+        """The stages of all pipelines, in order."""
+        return tuple(stage for pipeline in self.pipelines for stage in pipeline.stages)
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Devices with a stage, in the order of pipelines and stages."""
+        return tuple(device for pipeline in self.pipelines for device in pipeline.devices)
 
 
 class SolveStatus(StrEnum):

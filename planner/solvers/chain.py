@@ -7,8 +7,8 @@ that relay what passes through; on a branching model it is a part, and nothing i
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
-from math import prod
 from typing import ClassVar
 
 from planner.bounds import period_bound_s
@@ -31,6 +31,9 @@ from planner.solvers.chain_tables import ChainTables, Progress, Step
 MAX_ENTRIES = 10**8
 """Sets of used devices, times last devices, times layers, that are tabulated (8 bytes each)."""
 
+ONE_PIPELINE = "one pipeline"
+"""How a space of single pipelines begins."""
+
 MAX_TRIALS = 200
 """Trial periods of one solve; a bound is left if they do not suffice."""
 
@@ -45,6 +48,19 @@ class ChainSolver:
 
     name: ClassVar[str] = "chain"
 
+    def __init__(self) -> None:
+        self._kept: tuple[CostModel, ChainTables] | None = None
+
+    def tables(
+        self, problem: PlanningProblem, cost: CostModel, found: OptionSet | None = None
+    ) -> ChainTables:
+        """The tables of a problem and its options, those of the last ones kept."""
+        found = found or find_options(problem, cost.figures)
+        kept = self._kept
+        if kept is None or kept[0] is not cost or kept[1].found != found:
+            self._kept = kept = cost, ChainTables(problem, cost.figures, found)
+        return kept[1]
+
     def rejects(self, problem: PlanningProblem) -> str | None:
         """Why this solver cannot take ``problem``, or None."""
         if not problem.graph.is_chain:
@@ -53,12 +69,12 @@ class ChainSolver:
 
     def too_large(self, problem: PlanningProblem) -> str | None:
         """Why the devices are too many to enumerate, or None."""
-        states = prod(len(members) + 1 for members in problem.classes)
+        states = math.prod(len(members) + 1 for members in problem.classes)
         entries = states * len(problem.classes) * problem.num_layers
         if entries > MAX_ENTRIES:
             return (
-                f"{states} sets of devices times {problem.num_layers} layers are too many "
-                f"({entries:.1e} entries; at most {MAX_ENTRIES:.1e})"
+                f"{_size(states)} sets of devices times {problem.num_layers} layers are too many "
+                f"({_size(entries)} entries; at most {_size(MAX_ENTRIES)})"
             )
         return None
 
@@ -66,19 +82,18 @@ class ChainSolver:
         self, problem: PlanningProblem, *, cost: CostModel, limits: SolveLimits
     ) -> SolverResult:
         """The best line of stages, and a bound for the lines described in ``space``."""
-        found = find_options(problem, cost.figures)
-        space = _space(problem, found)
-        tables = ChainTables(problem, cost.figures, found.options)
+        tables = self.tables(problem, cost)
+        space = f"{ONE_PIPELINE}; {describe_lines(problem, tables.found)}"
         if not tables.root_can_stay_empty:
             return _nothing(space)
         progress = Progress()
-        decode = _Decoder(problem, cost, found.options)
+        decode = _Decoder(problem, cost, tables.options)
         with suppress(TimeoutError):  # ``progress`` holds what is known by then
             if problem.request.objective is Objective.THROUGHPUT:
                 _least_period(tables, decode, limits, progress)
             else:
                 LatencySearch(tables).run(decode, limits, progress)
-        return _result(problem, space, progress, limits)
+        return _result(problem, space, progress)
 
 
 class _Decoder:
@@ -108,7 +123,7 @@ class _Decoder:
         )
         least = float("inf")
         for routing in self.routings:
-            assignment = Assignment(stages=stages, routing=routing)
+            assignment = Assignment.single(stages, items=self.problem.items, routing=routing)
             price = self.cost.evaluate(assignment)
             objective = price.objective_s(self.problem.request.objective)
             if price.fits:
@@ -154,8 +169,16 @@ def _least_period(
         trial = high if asked or not low < middle < high else middle
 
 
-def _space(problem: PlanningProblem, options: OptionSet) -> str:
-    lines = "one pipeline; stages are consecutive runs of layers"
+def _size(count: int) -> str:
+    """A count that may have thousands of digits."""
+    if count < 10**6:
+        return str(count)
+    return f"10^{math.log10(count):.1f}"
+
+
+def describe_lines(problem: PlanningProblem, options: OptionSet) -> str:
+    """What the stages of a line may be."""
+    lines = "stages are consecutive runs of layers"
     if not problem.graph.is_chain:
         lines += " in the captured order"
     return f"{lines}, {options.describe(problem)}; a tensor that skips a stage is passed on by it"
@@ -172,12 +195,10 @@ def _nothing(space: str) -> SolverResult:
     )
 
 
-def _result(
-    problem: PlanningProblem, space: str, progress: Progress, limits: SolveLimits
-) -> SolverResult:
+def _result(problem: PlanningProblem, space: str, progress: Progress) -> SolverResult:
     proved = problem.graph.is_chain
     if progress.assignment is None:
-        whole = progress.bound_s == float("inf") and limits.cutoff_s is None and proved
+        whole = progress.bound_s == float("inf") and proved
         return SolverResult(
             status=SolveStatus.INFEASIBLE if whole else SolveStatus.UNKNOWN,
             assignment=None,

@@ -19,6 +19,7 @@ result is a bound.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +43,29 @@ class _Path:
     sum_s: float
     steps: list[Step]
     busiest_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """A last stage: the state that it completes, its option, its first layer, the path's sum."""
+
+    state: int
+    option: int
+    start: int
+    sum_s: float
+
+
+@dataclass(frozen=True)
+class LatencySurvey:
+    """The least sum of durations on each group of devices under one limit on busy times."""
+
+    run: _Run
+    ends: Mapping[int, _End]
+
+    def path(self, group: int) -> tuple[float, float, list[Step]]:
+        """The sum of durations, the time of the busiest server, and the stages that have them."""
+        found = self.run.path(self.ends[group])
+        return found.sum_s, found.busiest_s, found.steps
 
 
 class LatencySearch:
@@ -109,6 +133,14 @@ class LatencySearch:
         if not heap:
             progress.bound_s = progress.relaxed_s
 
+    def survey(self, period_s: float, limits: SolveLimits, progress: Progress) -> LatencySurvey:
+        """What each group of devices can do with no server busier than ``period_s``.
+
+        Raises:
+            TimeoutError: the deadline has passed.
+        """
+        return _Run(self, period_s).survey(limits, progress)
+
     def _keep(self, path: _Path, decode: Decode, progress: Progress) -> None:
         decode.keep(path.steps, progress)
         progress.relaxed_s = min(progress.relaxed_s, path.sum_s + self.repeats * path.busiest_s)
@@ -151,6 +183,7 @@ class _Run:
         self.search, self.tables = search, search.tables
         hops, tables = search.tables.hops, search.tables
         self.period_s = period_s
+        self.useful_s = float("inf")
         self.hop = (
             np.where(search._separate & (period_s < np.inf), 1, 0)[:, :, None] * hops.duration
         )
@@ -224,17 +257,39 @@ class _Run:
         return np.array(found)
 
     def solve(self, limits: SolveLimits, progress: Progress) -> _Path | None:
+        final = self.tables.states.final
+        best: _End | None = None
+        for end in self._ends(limits, progress):
+            if end.sum_s < self.useful_s and final[end.state]:
+                self.useful_s, best = end.sum_s, end
+        return None if best is None else self.path(best)
+
+    def survey(self, limits: SolveLimits, progress: Progress) -> LatencySurvey:
+        """The least sum on each group of devices, whatever devices are required."""
+        num_counts = self.tables.states.num_counts
+        ends: dict[int, _End] = {}
+        for end in self._ends(limits, progress):
+            group = end.state // num_counts
+            if group not in ends or end.sum_s < ends[group].sum_s:
+                ends[group] = end
+        return LatencySurvey(self, ends)
+
+    def path(self, end: _End) -> _Path:
+        """The stages that end in ``end``."""
+        steps = self._trace(end.state - self.tables.states.code[end.option], end.option, end.start)
+        return _Path(end.sum_s, steps, self.search.busiest_s(steps))
+
+    def _ends(self, limits: SolveLimits, progress: Progress) -> Iterator[_End]:
+        """Last stages, the best for each option and state; of use only below ``useful_s``."""
         tables, states = self.tables, self.tables.states
-        least, origin = float("inf"), (0, 0, 0)
         for n, code in enumerate(states.code):
             self.table[code, n] = self.starting[n, :, :-1]
-            if states.final[code]:
-                out = tables.crossing.output_set[0, -1]
-                passed = tables.hops.last_duration[n, out]
-                total = self.starting[n, :, -1].min() + passed
-                blocked = self.limited and self.search._piecewise[n] and passed > self.period_s
-                if total < least and not blocked:
-                    least, origin = float(total), (0, n, 0)
+            out = tables.crossing.output_set[0, -1]
+            passed = tables.hops.last_duration[n, out]
+            total = float(self.starting[n, :, -1].min() + passed)
+            blocked = self.limited and self.search._piecewise[n] and passed > self.period_s
+            if total < np.inf and not blocked:
+                yield _End(code, n, 0, total)
         for level in states.levels[1:]:
             if limits.expired:
                 raise TimeoutError
@@ -243,7 +298,7 @@ class _Run:
                 lasts, nexts = states.lasts[used], states.nexts[used]
                 if not len(lasts) or not len(nexts):
                     continue
-                if not (self.table[used, lasts] < least).any():
+                if not (self.table[used, lasts] < self.useful_s).any():
                     continue
                 arriving = self._arriving(used, lasts, nexts)
                 progress.priced += arriving.size
@@ -257,14 +312,10 @@ class _Run:
                     :, :, np.arange(tables.num_layers), np.arange(tables.num_layers)
                 ]
                 totals = (at_end + self.ending[n][None]).min(axis=1)
-                totals[[not states.final[int(target)] for target in targets]] = np.inf
-                row, start = divmod(int(np.argmin(totals)), tables.num_layers)
-                if totals[row, start] < least:
-                    least, origin = float(totals[row, start]), (group[row][0], n, start)
-        if least == float("inf"):
-            return None
-        steps = self._trace(*origin)
-        return _Path(least, steps, self.search.busiest_s(steps))
+                starts = totals.argmin(axis=1)
+                least = totals[np.arange(len(totals)), starts]
+                for row in np.flatnonzero(least < self.useful_s):
+                    yield _End(int(targets[row]), n, int(starts[row]), float(least[row]))
 
     def _extend(self, n: int, stacked: Floats, targets: Integers) -> None:
         tables, kinds = self.tables, self.num_kinds

@@ -16,22 +16,55 @@ charged per pair, so a period found infeasible is infeasible, but one found feas
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from planner.solvers.base import SolveLimits
-from planner.solvers.chain_segments import Floats
+from planner.solvers.chain_completions import Completions
+from planner.solvers.chain_segments import Flags, Floats, Integers
 from planner.solvers.chain_tables import ChainTables, Progress, Step
+
+NEAR = 100_000
+"""Figures that are worked on together."""
+
+REPEATS = 1e-9
+"""Sums in another order may differ by this fraction."""
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """A last stage: the state that it completes, its option, its first layer."""
+
+    state: int
+    option: int
+    start: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Trial:
+    """The arrays of one trial period: what may follow what, and how late it may be."""
+
+    period_s: float
+    within: Floats  # what a stage may be loaded with, so that sending ends in time
+    receive: Floats  # what receiving costs the stage behind; infinite if the wire is too slow
+    windows: Integers
+    ending: Floats
+    possible: Flags | None = None  # by state and cut: whether the model can be finished from there
 
 
 @dataclass(frozen=True)
-class _Found:
-    """Where the best last stage begins: devices used before it, its option, its first layer."""
+class PeriodSurvey:
+    """Which groups of devices keep within a trial period. Holds until the search's next trial."""
 
-    used: int
-    option: int
-    start: int
+    search: PeriodSearch
+    trial: _Trial
+    ends: Mapping[int, _End]
+
+    def steps(self, group: int) -> list[Step]:
+        """Stages on exactly the devices of ``group`` that keep within the period."""
+        return self.search._trace(self.ends[group], self.trial)
 
 
 class PeriodSearch:
@@ -45,12 +78,12 @@ class PeriodSearch:
         self._receive = runs[None, :, None, None] * hops.receive
         self._send = runs[:, None, None, None] * hops.send
         self._first = runs[:, None] * hops.first_receive
-        self._ending = (
-            self._compute[:, :, -1]
-            + ((runs[:, None] * hops.last_send)[:, tables.crossing.output_set[:, -1]])
-        )
+        self._last = runs[:, None] * hops.last_send
+        self._ending = self._compute[:, :, -1] + self._last[:, tables.crossing.output_set[:, -1]]
         self._last_wire = hops.last_wire[:, tables.crossing.output_set[:, -1]]
         self._reach = tables.shortest(self._compute)
+        self._completions = Completions(tables, self._compute)
+        self._ways: dict[int, tuple[Integers, list[tuple[int, Flags]]]] = {}
         self._table = np.full(
             (states.size, len(tables.options), tables.num_output_sets, tables.num_layers), np.inf
         )
@@ -61,43 +94,134 @@ class PeriodSearch:
         Raises:
             TimeoutError: the deadline has passed.
         """
-        tables, states = self.tables, self.tables.states
-        within = np.where(tables.hops.wire_out <= period_s, period_s - self._send, -np.inf)
-        receive = np.where(tables.hops.wire_in <= period_s, self._receive, np.inf)
-        windows = tables.windows(self._reach, period_s)
-        ending = np.where(self._last_wire <= period_s, self._ending, np.inf)
-        self._table.fill(np.inf)
-        self._start(period_s)
-        best = self._single(ending, period_s)
-        if best is not None:
-            return [best]
-        for level in states.levels[1:]:
+        states = self.tables.states
+        final, trial = states.final, self._trial(period_s)
+        first = [(load, end) for load, end in self._single(trial) if final[end.state]]
+        if first:
+            return self._trace(min(first, key=lambda x: x[0])[1], trial)
+        trial = replace(
+            trial,
+            possible=self._completions.possible(
+                trial.within, trial.receive, trial.ending, period_s
+            ),
+        )
+        for level in range(1, len(states.levels)):
             if limits.expired:
                 raise TimeoutError
-            rows: dict[int, list[tuple[int, Floats]]] = {}
-            found: tuple[float, _Found] | None = None
-            for used in level:
-                lasts, nexts = states.lasts[used], states.nexts[used]
-                if not len(lasts) or not len(nexts):
-                    continue
-                loads = self._table[used, lasts]
-                if not (loads < period_s).any():
-                    continue
-                pairs = np.ix_(lasts, nexts)
-                arriving = self._arriving(loads, within[pairs], receive[pairs])
-                progress.priced += arriving.size
-                for at, n in enumerate(nexts):
-                    rows.setdefault(int(n), []).append((used, arriving[at]))
-            for n, group in rows.items():
-                stacked = np.stack([row for _, row in group])
-                targets = np.array([used for used, _ in group]) + states.code[n]
-                self._table[targets, n] = tables.extend(n, stacked, windows[n], self._compute)
-                candidate = self._close(n, group, stacked, ending, period_s)
-                if candidate is not None and (found is None or candidate[0] < found[0]):
-                    found = candidate
-            if found is not None:
-                return self._trace(found[1], within, receive)
+            found = [x for x in self._level(level, trial, progress) if final[x[1].state]]
+            if found:
+                return self._trace(min(found, key=lambda x: x[0])[1], trial)
         return None
+
+    def survey(self, period_s: float, limits: SolveLimits, progress: Progress) -> PeriodSurvey:
+        """Which groups of devices can keep within ``period_s``, whatever devices are required.
+
+        Raises:
+            TimeoutError: the deadline has passed.
+        """
+        states = self.tables.states
+        num_counts, trial = states.num_counts, self._trial(period_s)
+        ends: dict[int, tuple[float, _End]] = {}
+
+        def note(found: Iterable[tuple[float, _End]]) -> None:
+            for load, end in found:
+                group = end.state // num_counts
+                if group not in ends or load < ends[group][0]:
+                    ends[group] = load, end
+
+        note(self._single(trial))
+        for level in range(1, len(states.levels)):
+            if limits.expired:
+                raise TimeoutError
+            note(self._level(level, trial, progress))
+        return PeriodSurvey(self, trial, {group: end for group, (_, end) in ends.items()})
+
+    def period_s(self, steps: Sequence[Step]) -> float:
+        """Time between batches of these stages, as the programme counts it."""
+        tables, hops = self.tables, self.tables.hops
+        busy = []
+        for at, (n, j, e) in enumerate((step.option, step.start, step.end) for step in steps):
+            u, o = tables.crossing.input_set[j, e], tables.crossing.output_set[j, e]
+            load = self._compute[n, j, e]
+            if at == 0:
+                load += self._first[n, u]
+                busy.append(hops.first_wire[n, u])
+            else:
+                before = steps[at - 1].option
+                load += self._receive[before, n, u, j]
+                busy.append(hops.wire_in[before, n, u, j])
+            if at == len(steps) - 1:
+                load += self._last[n, o]
+                busy.append(hops.last_wire[n, o])
+            else:
+                after = steps[at + 1].option
+                load += self._send[n, after, o, e]
+                busy.append(hops.wire_out[n, after, o, e])
+            busy.append(load)
+        return float(max(busy))
+
+    def _trial(self, period_s: float) -> _Trial:
+        tables, hops = self.tables, self.tables.hops
+        trial = _Trial(
+            period_s=period_s,
+            within=np.where(hops.wire_out <= period_s, period_s - self._send, -np.inf),
+            receive=np.where(hops.wire_in <= period_s, self._receive, np.inf),
+            windows=tables.windows(self._reach, period_s),
+            ending=np.where(self._last_wire <= period_s, self._ending, np.inf),
+        )
+        self._table.fill(np.inf)
+        self._start(period_s)
+        return trial
+
+    def _level(self, level: int, trial: _Trial, progress: Progress) -> Iterator[tuple[float, _End]]:
+        """Put one more stage behind each state of ``level``; the last stages that end in time,
+        with their loads."""
+        tables, states = self.tables, self.tables.states
+        lasts, nexts = self._steps(level)
+        if not len(lasts):
+            return
+        used = np.array(states.levels[level])
+        loads = self._table[used[:, None], lasts]
+        live = (loads < trial.period_s).any(axis=(1, 2))  # [state, cut]
+        if trial.possible is not None:
+            live &= trial.possible[used]
+        alive = live.any(axis=1)
+        first = live.argmax(axis=1)
+        last = live.shape[1] - live[:, ::-1].argmax(axis=1)
+        for n, able in nexts:
+            rows = np.flatnonzero(able & alive)
+            # States whose cuts are about the same next to each other, a few at a time.
+            rows = rows[np.argsort(first[rows], kind="stable")]
+            step = max(1, NEAR // loads[0].size)
+            for some in (rows[at : at + step] for at in range(0, len(rows), step)):
+                cuts = slice(int(first[some].min()), int(last[some].max()))
+                arriving = self._arriving(loads[some, :, :, cuts], (lasts, n), trial, cuts)
+                if trial.possible is not None:
+                    arriving = np.where(live[some, None, cuts], arriving, np.inf)
+                progress.priced += arriving.size
+                before = used[some]
+                self._table[before + states.code[n], n] = tables.extend(
+                    n, arriving, trial.windows[n], self._compute, cuts
+                )
+                yield from self._close(n, before, arriving, trial, cuts)
+
+    def _steps(self, level: int) -> tuple[Integers, list[tuple[int, Flags]]]:
+        """Options that some state of a level may have had last, and for each that may come next
+        whether it may behind each state."""
+        if level not in self._ways:
+            states = self.tables.states
+            num_options = len(self.tables.options)
+            lasts = np.zeros(num_options, dtype=np.bool_)
+            able = np.zeros((num_options, len(states.levels[level])), dtype=np.bool_)
+            for row, used in enumerate(states.levels[level]):
+                lasts[states.lasts[used]] = True
+                if len(states.lasts[used]):
+                    able[states.nexts[used], row] = True
+            self._ways[level] = (
+                np.flatnonzero(lasts),
+                [(n, able[n]) for n in range(num_options) if able[n].any()],
+            )
+        return self._ways[level]
 
     def _start(self, period_s: float) -> None:
         """First stages."""
@@ -110,80 +234,80 @@ class PeriodSearch:
                 mine = tables.crossing.output_set[0] == o
                 self._table[code, n, o] = np.where(mine, load, np.inf)[: tables.num_layers]
 
-    def _single(self, ending: Floats, period_s: float) -> Step | None:
-        """The whole model in one stage, if that is within the period."""
+    def _single(self, trial: _Trial) -> Iterator[tuple[float, _End]]:
+        """The whole model in one stage, where that is within the period."""
         tables = self.tables
         whole = tables.crossing.input_set[0, -1]
         loads = np.where(
-            tables.hops.first_wire[:, whole] <= period_s,
-            self._first[:, whole] + ending[:, 0],
+            tables.hops.first_wire[:, whole] <= trial.period_s,
+            self._first[:, whole] + trial.ending[:, 0],
             np.inf,
         )
-        loads = np.where([tables.states.final[c] for c in tables.states.code], loads, np.inf)
-        best = int(np.argmin(loads))
-        return Step(best, 0, tables.num_layers) if loads[best] <= period_s else None
+        for n in np.flatnonzero(loads <= trial.period_s):
+            yield float(loads[n]), _End(tables.states.code[n], int(n), 0)
 
-    def _arriving(self, loads: Floats, within: Floats, receive: Floats) -> Floats:
-        """``R`` of one state: least receiving time of each next option, input set and cut."""
-        closes = loads[:, None] <= within  # [last, next, output set, cut]
-        if closes.shape[2] == 1:
-            return np.asarray(np.where(closes, receive, np.inf).min(axis=0))
-        can = np.asarray(closes.any(axis=2))[:, :, None]
-        return np.asarray(np.where(can, receive, np.inf).min(axis=0))
+    def _arriving(
+        self, loads: Floats, pair: tuple[Integers, int], trial: _Trial, cuts: slice
+    ) -> Floats:
+        """``R`` of some states for one next option: least receiving time by input set and cut.
+
+        ``loads`` are those of the options that may be last, the first of ``pair``.
+        """
+        lasts, n = pair
+        closes = loads <= trial.within[lasts, n, :, cuts]  # [state, last, output set, cut]
+        can = np.asarray(closes.any(axis=2))
+        times = np.where(can[:, :, None], trial.receive[lasts, n, :, cuts], np.inf)
+        return np.asarray(times.min(axis=1))
 
     def _close(
-        self,
-        n: int,
-        group: list[tuple[int, Floats]],
-        stacked: Floats,
-        ending: Floats,
-        period_s: float,
-    ) -> tuple[float, _Found] | None:
-        """The least loaded last stage on option ``n`` that ends the model in time."""
-        tables, states = self.tables, self.tables.states
-        sets = tables.input_sets_to(tables.num_layers)
-        loads = stacked[:, sets, np.arange(tables.num_layers)] + ending[n][:-1]
-        allowed = [states.final[used + states.code[n]] for used, _ in group]
-        loads[~np.array(allowed)] = np.inf
-        at, start = np.unravel_index(int(np.argmin(loads)), loads.shape)
-        if not loads[at, start] <= period_s:
-            return None
-        return float(loads[at, start]), _Found(group[at][0], n, int(start))
+        self, n: int, before: Integers, arriving: Floats, trial: _Trial, cuts: slice
+    ) -> Iterator[tuple[float, _End]]:
+        """Last stages on option ``n``, the least loaded behind each state, that end in time."""
+        tables = self.tables
+        sets = tables.input_sets_to(tables.num_layers)[cuts]
+        loads = arriving[:, sets, np.arange(len(sets))] + trial.ending[n][:-1][cuts]
+        starts = loads.argmin(axis=1)
+        least = loads[np.arange(len(loads)), starts]
+        for at in np.flatnonzero(least <= trial.period_s):
+            state = int(before[at]) + tables.states.code[n]
+            yield float(least[at]), _End(state, n, cuts.start + int(starts[at]))
 
-    def _trace(self, found: _Found, within: Floats, receive: Floats) -> list[Step]:
-        """The stages behind ``found``, by repeating each step's minimum backwards."""
+    def _trace(self, last: _End, trial: _Trial) -> list[Step]:
+        """The stages that end in ``last``, by repeating each step's minimum backwards."""
         tables, states = self.tables, self.tables.states
-        used, n, start, end = found.used, found.option, found.start, tables.num_layers
+        n, start, end = last.option, last.start, tables.num_layers
+        used = last.state - states.code[n]
         steps = [Step(n, start, end)]
+        if start == 0:
+            return steps
         while True:
             lasts = states.lasts[used]
             u = int(tables.crossing.input_set[start, end])
             loads = self._table[used, lasts, :, start]
             times = np.where(
-                loads <= within[lasts, n, :, start], receive[lasts, n, u, start][:, None], np.inf
+                loads <= trial.within[lasts, n, :, start],
+                trial.receive[lasts, n, u, start][:, None],
+                np.inf,
             )
             which, o = np.unravel_index(int(np.argmin(times)), times.shape)
             n, end = int(lasts[which]), start
             value = self._table[used, n, o, end]
             used -= states.code[n]
-            start = self._origin(used, (n, int(o), end), value, within, receive)
+            start = self._origin(used, (n, int(o), end), value, trial)
             steps.append(Step(n, start, end))
             if start == 0:
                 return steps[::-1]
 
-    def _origin(
-        self, used: int, last: tuple[int, int, int], value: float, within: Floats, receive: Floats
-    ) -> int:
+    def _origin(self, used: int, last: tuple[int, int, int], value: float, trial: _Trial) -> int:
         """Where the ``last`` stage (option, outputs, end) began whose load is ``value``."""
         tables, (n, o, end) = self.tables, last
         sets, lasts = tables.input_sets_to(end), tables.states.lasts[used]
         if not len(lasts):
             return 0
-        arriving = self._arriving(
-            self._table[used, lasts], within[lasts, n][:, None], receive[lasts, n][:, None]
-        )[0]
+        everywhere = slice(0, tables.num_layers)
+        arriving = self._arriving(self._table[used, lasts][None], (lasts, n), trial, everywhere)[0]
         loads = arriving[sets, np.arange(end)] + self._compute[n, :end, end]
         loads = np.where(tables.crossing.output_set[:end, end] == o, loads, np.inf)
         start = int(np.argmin(loads))
-        assert loads[start] == value, "the table does not repeat"
+        assert loads[start] <= value * (1 + REPEATS), "the table does not repeat"
         return start

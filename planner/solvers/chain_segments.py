@@ -9,14 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import accumulate
-from operator import or_
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planner.figures import Figures
-from planner.memory import BUFFER_DEPTH, empty_root_memory, root_bytes
+from planner.memory import (
+    BUFFER_DEPTH,
+    Part,
+    empty_root_memory,
+    peak_part,
+    root_bytes,
+    tensor_part,
+)
 from planner.options import Option
 from planner.problem import PlanningProblem
 
@@ -46,43 +52,52 @@ class Crossing:
                 read = max(graph.readers[tensor.name], default=-1)
                 self.inner.append((tensor.name, written, read))
         self.inputs = list(dict.fromkeys(graph.inputs))
-        read_masks = [
-            sum(1 << x for x, name in enumerate(self.inputs) if name in layer.reads)
-            for layer in graph.layers
-        ]
-        wrote_masks = [
-            sum(1 << x for x, name in enumerate(self.outputs) if name in layer.writes)
-            for layer in graph.layers
-        ]
-        every = [(j, e) for j in range(self.num_layers) for e in range(j + 1, self.num_layers + 1)]
-        self.input_set, self.input_sets, self.num_inner_inputs = self._sets(
-            read_masks, self.inputs, sorted(every, key=lambda run: run[0] == 0)
+        size = self.num_layers + 1
+        runs = np.triu(np.ones((size, size), dtype=np.bool_), 1)
+        first, last = runs.copy(), runs.copy()
+        first[1:], last[:, :-1] = False, False
+        reads = [[name in layer.reads for layer in graph.layers] for name in self.inputs]
+        writes = [[name in layer.writes for layer in graph.layers] for name in self.outputs]
+        self.input_set, self.input_sets, self.num_inner_inputs = _sets(
+            reads, self.inputs, runs & ~first, first
         )
-        self.output_set, self.output_sets, self.num_inner_outputs = self._sets(
-            wrote_masks, self.outputs, sorted(every, key=lambda run: run[1] == self.num_layers)
+        self.output_set, self.output_sets, self.num_inner_outputs = _sets(
+            writes, self.outputs, runs & ~last, last
         )
 
     def at(self, cut: int) -> list[str]:
         """Tensors that are written before ``cut`` and read behind it."""
         return [name for name, written, read in self.inner if written < cut <= read]
 
-    def _sets(
-        self, masks: Sequence[int], names: Sequence[str], runs: Sequence[tuple[int, int]]
-    ) -> tuple[Integers, list[tuple[str, ...]], int]:
-        """Position of each run's set, the sets in the order of ``runs``, how many are inner."""
-        size = self.num_layers + 1
-        held = np.zeros((size, size), dtype=object)
-        for j in range(self.num_layers):
-            held[j, j + 1 :] = list(accumulate(masks[j:], or_))
-        which = np.zeros((size, size), dtype=np.int64)
-        seen: dict[int, int] = {}
-        inner = 1
-        for at, (j, e) in enumerate(runs):
-            which[j, e] = seen.setdefault(held[j, e], len(seen))
-            if at < len(runs) - self.num_layers:
-                inner = len(seen)
-        sets = [tuple(name for x, name in enumerate(names) if mask >> x & 1) for mask in seen]
-        return which, sets, inner
+
+def _sets(
+    holds: Sequence[Sequence[bool]], names: Sequence[str], inner: Flags, outer: Flags
+) -> tuple[Integers, list[tuple[str, ...]], int]:
+    """Position of each run's set, the sets (those of ``inner`` runs first), how many are inner.
+
+    ``holds[x][l]`` says whether layer ``l`` has the name ``x``.
+    """
+    which = np.zeros(inner.shape, dtype=np.int64)
+    # Runs with the same names get the same number, name by name.
+    for marks in holds:
+        before = np.cumsum([0, *marks])
+        numbers = 2 * which + (before[None, :] > before[:, None])
+        which = np.unique(numbers, return_inverse=True)[1].reshape(which.shape)
+    seen: list[int] = []
+    for runs in (inner, outer):
+        numbers, places = np.unique(which[runs], return_index=True)
+        seen += [int(n) for n in numbers[np.argsort(places)] if int(n) not in seen]
+        if runs is inner:
+            num_inner = max(1, len(seen))
+    position = np.zeros(int(which.max()) + 1, dtype=np.int64)
+    position[seen] = np.arange(len(seen))
+    sets = []
+    for number in seen:
+        j, e = np.argwhere((which == number) & (inner | outer))[0]
+        sets.append(
+            tuple(name for name, marks in zip(names, holds, strict=True) if any(marks[j:e]))
+        )
+    return np.where(inner | outer, position[which], 0), sets, num_inner
 
 
 class Segments:
@@ -95,7 +110,7 @@ class Segments:
         self.crossing = Crossing(problem)
         self._times: dict[tuple[int, int], Floats] = {}
         self._rooms: dict[tuple[int, int, bool, bool], Flags] = {}
-        self._sizes: dict[int, tuple[Integers, ...]] = {}
+        self._sizes: dict[tuple[int, Part], tuple[Integers, ...]] = {}
         self._activations: dict[tuple[int, int], Integers] = {}
 
     def compute_s(self, option: Option) -> Floats:
@@ -170,15 +185,18 @@ class Segments:
         if key not in self._rooms:
             device = self.problem.classes[c][0]
             remote = device != self.problem.cluster.root
-            entering, leaving, uncut, results, uncut_results, inputs = self._moved(items)
-            moved = entering[:, None] + (leaving if first else leaving - uncut)[None, :]
-            if remote:
-                moved = moved + inputs + (results if first else results - uncut_results)
             depth = 1 if whole_batch else BUFFER_DEPTH
+            buffers = np.zeros_like(self._weights)
+            for part in Part:
+                entering, leaving, uncut, results, uncut_results, inputs = self._moved(items, part)
+                moved = entering[:, None] + (leaving if first else leaving - uncut)[None, :]
+                if remote:
+                    moved = moved + inputs + (results if first else results - uncut_results)
+                buffers = buffers + self._taken(device, items, part, depth * moved)
             total = (
                 self._weights
                 + self._active(c, items)
-                + depth * moved
+                + buffers
                 + root_bytes(self.figures, device)
                 + self.problem.reserve_bytes(device)
             )
@@ -188,28 +206,35 @@ class Segments:
     @cached_property
     def _weights(self) -> Integers:
         graph, size = self.problem.graph, self.problem.num_layers + 1
-        total = np.zeros((size, size), dtype=np.int64)
-        for j in range(size - 1):
-            held: set[str] = set()
-            running = 0
-            for e in range(j + 1, size):
-                for name in graph.layers[e - 1].weights:
-                    if name not in held:
-                        held.add(name)
-                        running += graph.weight[name].num_bytes
-                total[j, e] = running
-        return total
+        each = np.zeros(size, dtype=np.int64)
+        holders: dict[str, list[int]] = {}
+        for i, layer in enumerate(graph.layers):
+            for name in dict.fromkeys(layer.weights):
+                each[i + 1] += graph.weight[name].num_bytes
+                holders.setdefault(name, []).append(i)
+        before = np.cumsum(each)
+        total = before[None, :] - before[:, None]
+        for name, layers in holders.items():
+            for one, other in pairwise(layers):  # tied: held once by runs with both
+                total[: one + 1, other + 1 :] -= graph.weight[name].num_bytes
+        return np.asarray(np.where(np.tri(size, dtype=np.bool_), 0, total))
 
-    def _moved(self, items: int) -> tuple[Integers, ...]:
+    def _taken(self, device: str, items: int, part: Part, alive: Integers) -> Integers:
+        """What bytes alive take of a rank's memory; see ``planner.memory.on_heap``."""
+        if part is Part.MAPPED:
+            return alive
+        return alive + alive * self.figures.heap_permille(device, items) // 1000
+
+    def _moved(self, items: int, part: Part) -> tuple[Integers, ...]:
         """Bytes of ``items`` items: relayed in at a cut, relayed out, of that what cannot be cut;
         per run: outputs that are not relayed as well, of that what cannot be cut, inputs."""
-        if items in self._sizes:
-            return self._sizes[items]
+        if (items, part) in self._sizes:
+            return self._sizes[items, part]
         crossing, graph = self.crossing, self.problem.graph
         size = self.problem.num_layers + 1
         entering, uncut = (np.zeros(size, dtype=np.int64) for _ in range(2))
         for name, written, read in crossing.inner:
-            num_bytes = self.figures.tensor_bytes(name, items)
+            num_bytes = tensor_part(self.figures, part, name, items)
             entering[written + 1 : read + 1] += num_bytes
             if graph.tensor[name].batch_dim is None:
                 uncut[written + 1 : read + 1] += num_bytes
@@ -217,7 +242,7 @@ class Segments:
         last_read = {name: read for name, _, read in crossing.inner}
         for name in crossing.outputs:
             written = graph.layer_index[graph.tensor[name].producer or ""]
-            num_bytes = self.figures.tensor_bytes(name, items)
+            num_bytes = tensor_part(self.figures, part, name, items)
             # Runs that write it and end behind its last reader do not also relay it.
             ends = max(written, last_read[name]) + 1
             results[: written + 1, ends:] += num_bytes
@@ -225,42 +250,69 @@ class Segments:
                 uncut_results[: written + 1, ends:] += num_bytes
         per_set = np.array(
             [
-                sum(self.figures.tensor_bytes(name, items) for name in names)
+                sum(tensor_part(self.figures, part, name, items) for name in names)
                 for names in crossing.input_sets
             ],
             dtype=np.int64,
         )
         inputs = per_set[crossing.input_set]
-        self._sizes[items] = (entering, entering, uncut, results, uncut_results, inputs)
-        return self._sizes[items]
+        self._sizes[items, part] = (entering, entering, uncut, results, uncut_results, inputs)
+        return self._sizes[items, part]
 
     def _active(self, c: int, items: int) -> Integers:
         """Peak activations of every run on one rank; see ``planner.memory.activation_bytes``."""
         if (c, items) in self._activations:
             return self._activations[c, items]
-        problem, figures, crossing = self.problem, self.figures, self.crossing
-        graph, num_layers = problem.graph, problem.num_layers
-        device = problem.classes[c][0]
-        passing = np.zeros(num_layers + 1, dtype=np.int64)
-        for name, written, read in crossing.inner:
-            passing[written + 1 : read + 1] += figures.tensor_bytes(name, items)
-        # kept[j, l]: outputs written in j .. l - 1 that no layer from l on reads.
-        kept = np.zeros((num_layers + 1, num_layers + 1), dtype=np.int64)
-        last_read = {name: read for name, _, read in crossing.inner}
-        for name in crossing.outputs:
-            written = graph.layer_index[graph.tensor[name].producer or ""]
-            behind = max(written, last_read[name]) + 1
-            kept[: written + 1, behind:] += figures.tensor_bytes(name, items)
-        # waiting[l, e]: inputs that some layer of l .. e - 1 reads.
-        waiting = self._moved(items)[5]
-        most = np.zeros((num_layers + 1, num_layers + 1), dtype=np.int64)
-        for at in range(num_layers):
-            alive = int(passing[at]) + figures.peak_bytes(at, device, items)
-            here = alive + kept[: at + 1, at][:, None] + waiting[at, at + 1 :][None, :]
-            most[: at + 1, at + 1 :] = np.maximum(most[: at + 1, at + 1 :], here)
+        device = self.problem.classes[c][0]
+        figures, graph = self.figures, self.problem.graph
+        most = np.zeros_like(self._weights)
+        for part in Part:
+            most = most + self._taken(device, items, part, self._most_alive(device, items, part))
         using = frozenset(i for i, x in enumerate(graph.layers) if x.uses_prelude)
         if using:
             extra = figures.prelude_peak_bytes(device, items)
             most = most + np.where(self._holds(using), extra, 0)
         self._activations[c, items] = most
         return most
+
+    def _most_alive(self, device: str, items: int, part: Part) -> Integers:
+        """The most bytes alive in one part of the memory while some layer of each run computes."""
+        figures, crossing = self.figures, self.crossing
+        graph, num_layers = self.problem.graph, self.problem.num_layers
+        passing = np.zeros(num_layers + 1, dtype=np.int64)
+        for name, written, read in crossing.inner:
+            passing[written + 1 : read + 1] += tensor_part(figures, part, name, items)
+        # kept[j, l]: outputs written in j .. l - 1 that no layer from l on reads.
+        kept = np.zeros((num_layers + 1, num_layers + 1), dtype=np.int64)
+        last_read = {name: read for name, _, read in crossing.inner}
+        for name in crossing.outputs:
+            written = graph.layer_index[graph.tensor[name].producer or ""]
+            behind = max(written, last_read[name]) + 1
+            kept[: written + 1, behind:] += tensor_part(figures, part, name, items)
+        # waiting[l, e]: inputs that some layer of l .. e - 1 reads.
+        waiting = self._moved(items, part)[5]
+        peaks = [peak_part(figures, part, at, device, items) for at in range(num_layers)]
+        alive = passing[:-1] + np.array(peaks, dtype=np.int64)
+        return _largest(alive, kept, waiting)
+
+
+def _largest(alive: Integers, kept: Integers, waiting: Integers) -> Integers:
+    """``max over l in j .. e - 1 of alive[l] + kept[j, l] + waiting[l, e]``, zero where no run."""
+    num_layers = len(alive)
+    size = num_layers + 1
+    runs = np.triu(np.ones((size, size), dtype=np.bool_), 1)
+    own = np.diag(kept)[:-1], waiting[np.arange(num_layers), np.arange(1, size)]
+    # Mostly what waits, and what is kept, does not depend on where the run ends, and begins.
+    if not (kept - np.diag(kept)[None, :])[: size - 1, :-1][~runs.T[:-1, :-1]].any() and not (
+        (waiting[:-1] - own[1][:, None])[runs[:-1]].any()
+    ):
+        layers = np.tile(alive + own[0] + own[1], (size, 1))
+        layers[~np.triu(np.ones(layers.shape, dtype=np.bool_))] = 0
+        most = np.zeros((size, size), dtype=np.int64)
+        most[:, 1:] = np.maximum.accumulate(layers, axis=1)
+        return np.where(runs, most, 0)
+    most = np.zeros((size, size), dtype=np.int64)
+    for at in range(num_layers):
+        here = alive[at] + kept[: at + 1, at][:, None] + waiting[at, at + 1 :][None, :]
+        most[: at + 1, at + 1 :] = np.maximum(most[: at + 1, at + 1 :], here)
+    return most

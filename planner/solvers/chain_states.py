@@ -1,14 +1,14 @@
 """Which devices are used: the states of the chain solver, as multisets of device classes.
 
 A state is a number in mixed radix, one digit a class. A further digit counts stages where their
-number is limited below what the devices allow.
+number is limited below what the devices allow. Without that digit the number is a *group*: the
+devices alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from math import prod
 
 import numpy as np
@@ -25,14 +25,16 @@ class States:
     ``levels[t]`` are the states with ``t`` devices; ``code[n]`` is what option ``n`` adds;
     ``lasts[s]`` the options that the last stage of ``s`` may have; ``nexts[s]`` those that the
     next one may have; ``final[s]`` says whether a plan may end there.
+    ``s // num_counts`` is the group of devices that ``s`` uses.
     """
 
     levels: tuple[tuple[int, ...], ...]
     code: tuple[int, ...]
-    lasts: dict[int, NDArray[np.int64]]
-    nexts: dict[int, NDArray[np.int64]]
-    final: dict[int, bool]
+    lasts: Mapping[int, NDArray[np.int64]]
+    nexts: Mapping[int, NDArray[np.int64]]
+    final: Mapping[int, bool]
     size: int
+    num_counts: int
 
 
 def enumerate_states(problem: PlanningProblem, options: Sequence[Option]) -> States:
@@ -49,15 +51,17 @@ def enumerate_states(problem: PlanningProblem, options: Sequence[Option]) -> Sta
         for c in range(num_classes)
     ]
     taken = np.array(counts, dtype=np.int64).reshape(len(options), len(sizes))
-    levels: list[list[int]] = [[] for _ in range(sum(sizes[:num_classes]) + 1)]
-    lasts, nexts, final = {}, {}, {}
-    for used in product(*(range(n + 1) for n in sizes)):
-        state = sum(n * w for n, w in zip(used, weight, strict=True))
-        here = np.array(used)
-        levels[sum(used[:num_classes])].append(state)
-        lasts[state] = np.flatnonzero((taken <= here).all(axis=1))
-        nexts[state] = np.flatnonzero((taken + here <= np.array(sizes)).all(axis=1))
-        final[state] = all(n >= m for n, m in zip(used, least, strict=False))
+    # All states in the order of their numbers, as a row of digits each.
+    every = np.indices([n + 1 for n in sizes]).reshape(len(sizes), -1).T
+    lasts = _chosen(np.all(taken[None] <= every[:, None], axis=2))
+    nexts = _chosen(np.all(taken[None] + every[:, None] <= np.array(sizes), axis=2))
+    ends = np.all(every[:, :num_classes] >= np.array(least), axis=1)
+    final = dict(enumerate(ends.tolist()))
+    devices = every[:, :num_classes].sum(axis=1)
+    levels = [
+        [int(state) for state in np.flatnonzero(devices == number)]
+        for number in range(sum(sizes[:num_classes]) + 1)
+    ]
     return States(
         levels=tuple(tuple(level) for level in levels),
         code=tuple(int(sum(n * w for n, w in zip(c, weight, strict=True))) for c in counts),
@@ -65,4 +69,12 @@ def enumerate_states(problem: PlanningProblem, options: Sequence[Option]) -> Sta
         nexts=nexts,
         final=final,
         size=prod(n + 1 for n in sizes),
+        num_counts=prod(n + 1 for n in sizes[num_classes:]),
     )
+
+
+def _chosen(marks: NDArray[np.bool_]) -> dict[int, NDArray[np.int64]]:
+    """The marked columns of each row."""
+    rows, columns = np.nonzero(marks)
+    begins = np.searchsorted(rows, np.arange(len(marks) + 1))
+    return {row: columns[begins[row] : begins[row + 1]] for row in range(len(marks))}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from planner.figures import Figures
-from planner.options import Option
+from planner.options import Option, OptionSet
 from planner.problem import PlanningProblem
 from planner.solvers.base import Assignment
 from planner.solvers.chain_hops import find_hops
@@ -51,11 +50,9 @@ class Decode(Protocol):
 class ChainTables:
     """Options, states, and the figures of every run of layers and every hop."""
 
-    def __init__(
-        self, problem: PlanningProblem, figures: Figures, options: Sequence[Option]
-    ) -> None:
-        self.problem, self.figures = problem, figures
-        self.options = tuple(options)
+    def __init__(self, problem: PlanningProblem, figures: Figures, found: OptionSet) -> None:
+        self.problem, self.figures, self.found = problem, figures, found
+        self.options = options = found.options
         self.num_layers = problem.num_layers
         segments = Segments(problem, figures, options)
         self.crossing = segments.crossing
@@ -93,23 +90,30 @@ class ChainTables:
         lengths = np.arange(can.shape[1])
         return np.asarray((can * lengths).max(axis=1))
 
-    def extend(self, n: int, arriving: Floats, longest: int, compute: Floats) -> Floats:
-        """``min over j of arriving[s, u(j, e), j] + compute[n, j, e]`` as ``[s, o, e]``."""
+    def extend(
+        self, n: int, arriving: Floats, longest: int, compute: Floats, cuts: slice | None = None
+    ) -> Floats:
+        """``min over j of arriving[s, u(j, e), j] + compute[n, j, e]`` as ``[s, o, e]``.
+
+        ``arriving`` may be given for some of the ``cuts`` only; nothing arrives at the others.
+        """
         num_layers = self.num_layers
+        start, stop = (0, num_layers) if cuts is None else (cuts.start, cuts.stop)
         loads = np.full((len(arriving), self.num_output_sets, num_layers), np.inf)
-        for length in range(1, min(int(longest), num_layers - 1) + 1):
-            rows, ends = self._diagonal[length]
-            seconds = compute[n, rows[:-1], ends[:-1]]
+        for length in range(1, min(int(longest), num_layers - 1 - start) + 1):
+            here = np.arange(start, min(stop, num_layers - length))
+            seconds = compute[n, here, here + length]
+            ends = slice(start + length, start + length + len(here))
             for u, o, mask in self._pairs:
-                here = (
+                own = (
                     seconds
                     if len(self._pairs) == 1
-                    else np.where(mask[rows[:-1], ends[:-1]], seconds, np.inf)
+                    else np.where(mask[here, here + length], seconds, np.inf)
                 )
                 np.minimum(
-                    loads[:, o, length:],
-                    arriving[:, u, : num_layers - length] + here,
-                    out=loads[:, o, length:],
+                    loads[:, o, ends],
+                    arriving[:, u, : len(here)] + own,
+                    out=loads[:, o, ends],
                 )
         return loads
 

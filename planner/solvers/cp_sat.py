@@ -113,7 +113,11 @@ class _Search:
         for solver in solvers:
             found = solver.solve(self.problem, cost=self.cost, limits=part).assignment
             if found is not None:
-                self._keep(Assignment(stages=found.stages, routing=Routing.DIRECT))
+                self._keep(
+                    Assignment.single(
+                        found.stages, items=self.problem.items, routing=Routing.DIRECT
+                    )
+                )
 
     def run(self, ticks: int, limits: SolveLimits) -> None:
         """Search in units of the ceiling over ``ticks`` until something is proved."""
@@ -303,7 +307,7 @@ def _decode(problem: PlanningProblem, graphs: StageGraphs, values: list[int]) ->
                 whole_batch=waits,
             )
         )
-    return Assignment(stages=tuple(stages), routing=Routing.DIRECT)
+    return Assignment.single(stages, items=problem.items, routing=Routing.DIRECT)
 
 
 def _held(graphs: StageGraphs, values: list[int], stage: int) -> tuple[int, tuple[int, ...]]:

@@ -1,7 +1,8 @@
 """Every assignment, priced one by one: the oracle of the tests, for tiny problems.
 
 It uses nothing but the options and ``CostModel.evaluate``, and knows no device classes: every
-order of every choice of single devices is tried.
+order of every choice of single devices is tried; side by side, every choice of pipelines without a
+common device, with every way to part the items among them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from planner.options import Option, find_options
 from planner.problem import PlanningProblem
 from planner.solvers.base import (
     Assignment,
+    PipelineAssignment,
     SolveLimits,
     SolverResult,
     SolveStatus,
@@ -24,6 +26,7 @@ from planner.solvers.base import (
 
 MAX_LAYERS = 8
 MAX_DEVICES = 4
+MAX_LAYERS_SIDE_BY_SIDE = 6
 
 Placed = tuple[tuple[str, ...], tuple[int, ...], bool]
 """Devices, shares, whether the stage waits for the whole batch."""
@@ -38,6 +41,8 @@ class ExhaustiveSolver:
         """Why this solver cannot take ``problem``, or None."""
         if problem.num_layers > MAX_LAYERS or len(problem.devices) > MAX_DEVICES:
             return f"more than {MAX_LAYERS} layers or {MAX_DEVICES} devices"
+        if problem.one_pipeline() is None and problem.num_layers > MAX_LAYERS_SIDE_BY_SIDE:
+            return f"more than {MAX_LAYERS_SIDE_BY_SIDE} layers in pipelines side by side"
         return None
 
     def solve(
@@ -49,18 +54,18 @@ class ExhaustiveSolver:
         routing = Routing.RELAY if problem.graph.is_chain else Routing.DIRECT
         best: tuple[float, Assignment] | None = None
         priced, complete = 0, True
-        for parts in _partitions(problem):
+        for assignment in _assignments(problem, placed, routing):
             if limits.expired:
                 complete = False
                 break
-            for assignment in _assignments(problem, parts, placed, routing):
-                priced += 1
-                price = cost.evaluate(assignment)
-                objective = price.objective_s(problem.request.objective)
-                if price.fits and (best is None or objective < best[0]):
-                    best = objective, assignment
+            priced += 1
+            price = cost.evaluate(assignment)
+            objective = price.objective_s(problem.request.objective)
+            if price.fits and (best is None or objective < best[0]):
+                best = objective, assignment
+        count = "one pipeline" if problem.one_pipeline() else "pipelines side by side"
         space = (
-            f"one pipeline; {'consecutive runs' if problem.graph.is_chain else 'any stages'}, "
+            f"{count}; {'consecutive runs' if problem.graph.is_chain else 'any stages'}, "
             f"{found.describe(problem)}"
         )
         if best is None:
@@ -94,29 +99,76 @@ def _placements(problem: PlanningProblem, option: Option) -> Iterator[Placed]:
 
 
 def _assignments(
-    problem: PlanningProblem,
-    parts: Sequence[tuple[int, ...]],
-    placed: Sequence[Placed],
-    routing: Routing,
+    problem: PlanningProblem, placed: Sequence[Placed], routing: Routing
 ) -> Iterator[Assignment]:
-    """Each part on each placement that may hold it, no device twice."""
-    choices = [[p for p in placed if _may_hold(problem, part, p)] for part in parts]
+    """One pipeline, then several, in every way; required devices always have a stage."""
+    for stages in _pipelines(problem, placed):
+        if problem.required <= _devices(stages):
+            yield Assignment.single(stages, items=problem.items, routing=routing)
+    if problem.one_pipeline() is not None:
+        return
+    single = list(_pipelines(problem, placed))
 
-    def extend(
-        at: int, taken: frozenset[str], stages: tuple[StageAssignment, ...]
-    ) -> Iterator[Assignment]:
-        if at == len(parts):
-            if problem.required <= taken:
-                yield Assignment(stages=stages, routing=routing)
-            return
-        for devices, shares, whole_batch in choices[at]:
+    def beside(
+        after: int, taken: frozenset[str], chosen: tuple[tuple[StageAssignment, ...], ...]
+    ) -> Iterator[tuple[tuple[StageAssignment, ...], ...]]:
+        if len(chosen) > 1 and problem.required <= taken:
+            yield chosen
+        for at in range(after, len(single)):
+            devices = _devices(single[at])
             if taken.isdisjoint(devices):
-                stage = StageAssignment(
-                    layers=parts[at], devices=devices, shares=shares, whole_batch=whole_batch
-                )
-                yield from extend(at + 1, taken | set(devices), (*stages, stage))
+                yield from beside(at + 1, taken | devices, (*chosen, single[at]))
 
-    yield from extend(0, frozenset(), ())
+    for chosen in beside(0, frozenset(), ()):
+        for items in _items(problem, len(chosen)):
+            yield Assignment(
+                pipelines=tuple(
+                    PipelineAssignment(items=count, stages=stages, routing=routing)
+                    for count, stages in zip(items, chosen, strict=True)
+                )
+            )
+
+
+def _items(problem: PlanningProblem, parts: int) -> Iterator[tuple[int, ...]]:
+    """Ways to part the items of a batch, one for each list of microbatch counts."""
+    seen = set()
+    for cuts in combinations(range(1, problem.batch), parts - 1):
+        items = tuple(b - a for a, b in pairwise((0, *cuts, problem.batch)))
+        counts = tuple(-(-n // problem.microbatch) for n in items)
+        if counts not in seen:
+            seen.add(counts)
+            yield items
+
+
+def _devices(stages: Sequence[StageAssignment]) -> frozenset[str]:
+    return frozenset(device for stage in stages for device in stage.devices)
+
+
+def _pipelines(
+    problem: PlanningProblem, placed: Sequence[Placed]
+) -> Iterator[tuple[StageAssignment, ...]]:
+    """Each part of each partition on each placement that may hold it, no device twice."""
+    for parts in _partitions(problem):
+        choices = [[p for p in placed if _may_hold(problem, part, p)] for part in parts]
+        yield from _extend(parts, choices, frozenset(), ())
+
+
+def _extend(
+    parts: Sequence[tuple[int, ...]],
+    choices: Sequence[Sequence[Placed]],
+    taken: frozenset[str],
+    stages: tuple[StageAssignment, ...],
+) -> Iterator[tuple[StageAssignment, ...]]:
+    at = len(stages)
+    if at == len(parts):
+        yield stages
+        return
+    for devices, shares, whole_batch in choices[at]:
+        if taken.isdisjoint(devices):
+            stage = StageAssignment(
+                layers=parts[at], devices=devices, shares=shares, whole_batch=whole_batch
+            )
+            yield from _extend(parts, choices, taken | set(devices), (*stages, stage))
 
 
 def _may_hold(problem: PlanningProblem, part: tuple[int, ...], placed: Placed) -> bool:

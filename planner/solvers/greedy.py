@@ -34,7 +34,7 @@ class _Best:
 
 
 class GreedySolver:
-    """Consecutive runs of layers on single devices, found by trying what usually works."""
+    """One pipeline: consecutive runs of layers on single devices, by trying what usually works."""
 
     name: ClassVar[str] = "greedy"
 
@@ -48,7 +48,7 @@ class GreedySolver:
         """The best plan it comes across."""
         best = _Best()
         for outcome in apply_rules(problem, cost):
-            if outcome.assignment is not None:
+            if outcome.assignment is not None and len(outcome.assignment.pipelines) == 1:
                 _keep(problem, cost, outcome.assignment.stages, best)
         for order in _orders(problem, cost):
             if limits.expired:

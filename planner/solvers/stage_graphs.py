@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from planner.figures import Figures
-from planner.memory import BUFFER_DEPTH, root_bytes
+from planner.memory import BUFFER_DEPTH, least_alive, on_heap, root_bytes
 from planner.problem import PlanningProblem
 from planner.solvers.base import Assignment
 from planner.solvers.integer_model import IntegerModel, Literal, negated
@@ -204,14 +204,11 @@ class StageGraphs:
         here = [i for i in self.layers if (i, s) in self.x]
         if not here:
             return
-        alive = {
-            i: figures.peak_bytes(i, device, share)
-            + sum(figures.tensor_bytes(name, share) for name in set(graph.layers[i].reads))
-            for i in here
-        }
+        alive = {i: least_alive(figures, i, device, share) for i in here}
         size = {t.name: figures.tensor_bytes(t.name, share) for t in graph.tensors}
         most = sum(w.num_bytes for w in graph.weights) + max(alive.values())
-        if most + (2 * BUFFER_DEPTH + 1) * sum(size.values()) <= free:
+        everything = (2 * BUFFER_DEPTH + 1) * sum(size.values())
+        if most + on_heap(everything, figures.heap_permille(device, share)) <= free:
             return  # even everything at once fits
         may_wait = self.slots.slots[s].waits or (
             problem.num_microbatches == 1 and bool(problem.whole_batch)

@@ -5,7 +5,6 @@ import time
 import pytest
 
 from planner.cost import CostModel
-from planner.flows import Routing
 from planner.options import find_options
 from planner.problem import PlanningProblem
 from planner.request import Objective, Pin, PlanRequest, Split
@@ -201,7 +200,7 @@ def test_every_run_has_the_seconds_and_the_room_of_the_cost_model() -> None:
                     for d, part in parts
                     if part
                 )
-                price = cost.evaluate(Assignment(stages=stages, routing=Routing.RELAY))
+                price = cost.evaluate(Assignment.single(stages, items=problem.batch))
                 mine = next(r for r in price.ranks if r.device == device)
                 fits = mine.memory.total_bytes <= mine.memory.capacity_bytes
                 assert (seconds[start, end] < float("inf")) == fits

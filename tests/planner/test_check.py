@@ -347,6 +347,20 @@ class TestEvidence:
             ("bound", {"search.bound_s": 20.0}, "gap is 0.0; objective and bound are"),
             ("bound", {"search.gap": 0.1}, "gap is 0.1; objective and bound are 0 apart"),
             ("status", {"search.bound_s": 12.4048, "search.gap": 1.0}, "optimal with a gap of"),
+            (
+                "baseline",
+                {
+                    "search.baseline": {
+                        "plan_id": "sha256:0",
+                        "verdict": "changed",
+                        "objective_s": 30.0,
+                        "found_s": 24.0,
+                        "gain": 0.2,
+                        "summary": "another",
+                    },
+                },
+                "verdict changed with 24.0; this plan has 24.8096",
+            ),
             ("idle", {"search.idle": []}, "h/d have no stage and no reason is given"),
             ("idle", {"search.idle.0.device": "h/a"}, "h/a has a stage"),
             ("idle", {"search.idle.0.device": "h/z"}, "h/z is not in the cluster"),
@@ -441,5 +455,5 @@ def test_every_rule_has_a_test_here() -> None:
     tested = {code for code, _, _ in STRUCTURE + TRANSFERS}
     tested |= {"pin", "forbid", "keep-together", "max-stages", "request-layers", "memory"}
     tested |= {"estimate", "objective", "bound", "status", "certificate", "idle", "edited"}
-    tested |= {"extrapolated", "static-batch", "state", "aggregation"}
+    tested |= {"extrapolated", "static-batch", "state", "aggregation", "baseline"}
     assert tested == set(RULES)

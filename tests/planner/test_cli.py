@@ -42,6 +42,8 @@ def call(*arguments: str) -> tuple[int, str, str]:
         "import planner",
         "from planner.cli import app; app(['explain', 'plan.yaml'], standalone_mode=False)",
         "from planner.cli import app; app(['check', 'plan.yaml'], standalone_mode=False)",
+        "from planner.cli import app; "
+        "app(['diff', 'plan.yaml', 'plan.yaml'], standalone_mode=False)",
     ],
 )
 def test_reading_a_plan_loads_nothing_heavy(here: Path, statement: str) -> None:
@@ -273,9 +275,95 @@ class TestPlan:
         assert message in err
         assert not Path("none").exists()
 
+    def test_a_baseline_brings_its_wishes_and_its_verdict(self, here: Path) -> None:
+        code, out, err = call("plan", "profile.json", "--baseline", "plan.yaml", "-o", "new.yaml")
+        assert (code, out) == (0, "")
+        made, used = Plan.load("new.yaml"), Plan.load("plan.yaml")
+        assert made.inputs.request == used.inputs.request
+        assert made.search.baseline is not None
+        assert made.search.baseline.verdict == "changed"
+        assert "  baseline    the best plan changed, " in err
+        assert call("check", "new.yaml")[0] == 0
+        code, _, err = call("plan", "profile.json", "--baseline", "new.yaml", "-o", "again.yaml")
+        assert "  baseline    the same plan is still the best" in err
+        assert Plan.load("again.yaml").plan_id == made.plan_id
+
+    def test_a_small_gain_is_not_worth_a_change(self, here: Path) -> None:
+        for least in ("95%", "0.95", " 95 % "):
+            call("plan", "profile.json", "--baseline", "plan.yaml", "--min-gain", least,
+                 "-o", "new.yaml")  # fmt: skip
+            made = Plan.load("new.yaml")
+            assert made.spec == Plan.load("plan.yaml").spec
+            assert made.search.baseline is not None
+            assert made.search.baseline.min_gain == 0.95
+            assert call("check", "new.yaml")[0] == 0
+            assert call("diff", "plan.yaml", "new.yaml")[0] == 0
+
+    def test_flags_win_over_the_baselines_request(self, here: Path) -> None:
+        call("plan", "profile.json", "--baseline", "plan.yaml", "--max-stages", "1",
+             "-o", "new.yaml")  # fmt: skip
+        request = Plan.load("new.yaml").inputs.request
+        assert (request.max_stages, request.batch_size, request.microbatch_size) == (1, 8, 2)
+
+    @pytest.mark.parametrize(
+        ("flags", "code", "message"),
+        [
+            (["--min-gain", "2%"], 2, "a least gain needs a baseline"),
+            (["--baseline", "plan.yaml", "--min-gain", "much"], 2, "write a part such as 2%"),
+            (["--baseline", "plan.yaml", "--min-gain", "200%"], 2, "0 to below 1; not 2.0"),
+            (["--baseline", "none.yaml"], 2, "there is no file none.yaml"),
+            (["--baseline", "profile.json"], 2, "profile.json is not a Plan"),
+        ],
+    )
+    def test_a_baseline_that_is_none_is_refused(
+        self, here: Path, flags: list[str], code: int, message: str
+    ) -> None:
+        ended, out, err = call("plan", "profile.json", "-o", "new.yaml", *flags)
+        assert (ended, out) == (code, "")
+        assert message in err
+        assert not Path("new.yaml").exists()
+
+    def test_a_baseline_for_another_model_exits_with_4(self, here: Path) -> None:
+        edit(two_stages(), {"inputs.model.graph": "sha256:other"}).dump("other.yaml")
+        code, _, err = call("plan", "profile.json", "--baseline", "other.yaml", "-o", "new.yaml")
+        assert (code, "plan without a baseline" in err) == (4, True)
+
     def test_a_profile_that_is_none_is_refused(self, here: Path) -> None:
         code, _, err = call("plan", "plan.yaml")
         assert (code, "plan.yaml is not a Profile" in err) == (2, True)
+
+
+class TestDiff:
+    """``apportion diff``."""
+
+    def test_the_same_exits_with_0(self, here: Path) -> None:
+        assert call("diff", "plan.yaml", "plan.yaml") == (0, "The same decision\n", "")
+
+    def test_a_difference_exits_with_1(self, here: Path) -> None:
+        edit(two_stages(), LEGAL_EDIT).dump("new.yaml")
+        code, out, err = call("diff", "plan.yaml", "new.yaml")
+        assert (code, err) == (1, "")
+        assert "  ~ l2: h/b (1) + h/c (1) -> h/a\n" in out
+
+    def test_json(self, here: Path) -> None:
+        edit(two_stages(), LEGAL_EDIT).dump("new.yaml")
+        code, out, _ = call("diff", "plan.yaml", "new.yaml", "--format", "json")
+        data = json.loads(out)
+        assert (code, data["same"]) == (1, False)
+        assert data["moves"] == [
+            {"pipeline": 0, "layers": ["l2"], "before": "h/b (1) + h/c (1)", "after": "h/a"}
+        ]
+
+    def test_errors_are_2_and_4(self, here: Path) -> None:
+        assert call("diff", "plan.yaml", "none.yaml")[0] == 2
+        CHAIN.model_copy(update={"batch_sizes": (1,)}).dump("other.json")
+        code, _, err = call("diff", "plan.yaml", "plan.yaml", "--profile", "other.json")
+        assert (code, "was not made from this profile" in err) == (4, True)
+
+    def test_standard_input(self, here: Path) -> None:
+        text = Path("plan.yaml").read_text()
+        result = CliRunner().invoke(app, ["diff", "plan.yaml", "-"], input=text)
+        assert (result.exit_code, result.stdout) == (0, "The same decision\n")
 
 
 def test_schemas_are_printed(here: Path) -> None:

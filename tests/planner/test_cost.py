@@ -34,7 +34,7 @@ def price(
     routing: Routing = Routing.RELAY,
 ) -> PlanCost:
     problem = PlanningProblem.build(profile, PlanRequest(batch_size=batch), microbatch=microbatch)
-    return CostModel(problem).evaluate(Assignment(stages=stages, routing=routing))
+    return CostModel(problem).evaluate(Assignment.single(stages, items=batch, routing=routing))
 
 
 def chain3(
@@ -109,7 +109,7 @@ def test_groups_exchange_the_items_that_both_hold() -> None:
     assert cost.wires["h/a -> h/c"] == pytest.approx(0.2)
     assert cost.wires["h/a -> h/d"] == pytest.approx(0.1)
     assert cost.wires["h/b -> h/d"] == pytest.approx(0.1)
-    between = next(h for h in cost.hops if (h.source, h.target) == (0, 1))
+    between = next(h for h in cost.pipelines[0].hops if (h.source, h.target) == (0, 1))
     assert between.duration_s == pytest.approx(0.2)  # c: 0.2, d: 0.1 + 0.1
 
 

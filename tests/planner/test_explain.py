@@ -82,9 +82,15 @@ class TestActuals:
         assert [(x.what, x.is_off) for x in report.actuals] == [
             ("time between batches", False),
             ("throughput", False),
+            ("pipeline0.stage0 busy", False),
+            ("pipeline0.stage1 busy (rank 1)", True),
             ("rank 1 pipeline0.stage1 compute", True),
             ("rank 1 pipeline0.stage1 memory", False),
+            ("rank 0 -> 1 hidden_19 1.75 MiB", True),
+            ("rank 0 -> 2 hidden_19 256 KiB", False),
         ]
+        worst = max(report.actuals, key=lambda x: x.distance)
+        assert (worst.what[:11], worst.distance) == ("rank 0 -> 1", pytest.approx(5.5))
         assert report.actuals[0].ratio == pytest.approx(1.02)
 
     def test_the_report_of_another_plan_is_refused(self) -> None:

@@ -19,11 +19,12 @@ PROBLEM = PlanningProblem.build(PROFILE, PlanRequest(batch_size=8), microbatch=2
 
 
 def assignment(*parts: tuple[tuple[int, ...], str, tuple[int, ...]]) -> Assignment:
-    return Assignment(
-        stages=tuple(
+    return Assignment.single(
+        [
             StageAssignment(layers=layers, devices=tuple(f"h/{d}" for d in devices), shares=shares)
             for layers, devices, shares in parts
-        ),
+        ],
+        items=8,
         routing=Routing.RELAY,
     )
 

@@ -13,12 +13,12 @@ from tests.support.builders import make_cluster, make_graph, make_profile
 
 
 def profile_of(
-    graph: ModelGraph, devices: dict[str, int] | None = None, *, peak: int = 0
+    graph: ModelGraph, devices: dict[str, int] | None = None, *, peak: int = 0, **heap: float
 ) -> Profile:
     devices = devices or {"a": 10**6, "b": 10**6, "c": 10**6}
     cluster = make_cluster(devices)
     seconds = {d: [1.0] * len(graph.layers) for d in devices}
-    return make_profile(graph, cluster, seconds=seconds, peak_bytes_per_item=peak)
+    return make_profile(graph, cluster, seconds=seconds, peak_bytes_per_item=peak, **heap)  # type: ignore[arg-type]
 
 
 def evaluate(
@@ -26,7 +26,9 @@ def evaluate(
 ) -> PlanCost:
     request = PlanRequest.model_validate({"batch_size": 8, "reserve_bytes": 0, **wishes})
     problem = PlanningProblem.build(profile, request, microbatch=2)
-    return CostModel(problem).evaluate(Assignment(stages=stages, routing=routing))
+    return CostModel(problem).evaluate(
+        Assignment.single(stages, items=problem.batch, routing=routing)
+    )
 
 
 def on(device: str, *layers: int, share: int = 2, whole: bool = False) -> StageAssignment:
@@ -127,3 +129,25 @@ def test_the_reserve_is_asked_for_or_as_profiled(reserve: int | None) -> None:
     profile = profile.model_copy(update={"timings": timings})
     cost = evaluate(profile, on("a", 0, 1, 2), reserve_bytes=reserve)
     assert cost.ranks[0].memory.reserve_bytes == (77 if reserve is None else 123)
+
+
+def test_a_heap_takes_more_than_the_bytes_alive_on_it() -> None:
+    profile = profile_of(CHAIN, peak=7, heap_permille=1000)
+    cost = evaluate(profile, on("a", 0), on("b", 1), on("c", 2))
+    memory = cost.ranks[1].memory
+    # 1000 thousandths for one item are 500 for the two of a microbatch.
+    assert memory.activations_bytes == 214 + 107
+    assert memory.buffers_bytes == 800 + 400
+    # The root's batch of inputs and outputs is in files and in memory of its own.
+    assert cost.ranks[0].memory.buffers_bytes == 8 * (32 + 100) + (2 * 200 + 200)
+
+
+def test_large_blocks_lie_beside_the_heap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("planner.memory.MAPPED_BYTES", 200)
+    # Two items of t0, t1, t2 are large (200 bytes), of x not (64). All of l1's peak is large.
+    profile = profile_of(CHAIN, peak=70, heap_permille=1000, mapped_fraction=1.0)
+    memory = evaluate(profile, on("a", 0, 1, 2)).ranks[0].memory
+    # On the heap most while l0 runs: x and what l0 allocates. Large: t0 and what l1 allocates.
+    assert memory.activations_bytes == (64 + 140) + (64 + 140) // 2 + (200 + 140)
+    middle = evaluate(profile, on("a", 0), on("b", 1), on("c", 2)).ranks[1].memory
+    assert middle.buffers_bytes == 2 * (200 + 200)

@@ -70,6 +70,6 @@ def test_long_skips_are_sent_past_the_stages_between() -> None:
     assert result.objective_s < relayed.objective_s
     assert result.status is SolveStatus.OPTIMAL
     assert result.assignment is not None
-    assert result.assignment.routing is Routing.DIRECT
+    assert result.assignment.pipelines[0].routing is Routing.DIRECT
     assert "passed on" in result.space
     assert "goes straight" in result.space

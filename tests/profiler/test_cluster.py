@@ -103,3 +103,65 @@ def test_ten_thousand_devices_load_quickly() -> None:
         for i in range(10_000)
     )
     assert len(cluster(f"kind: Cluster\nformat_version: '1.0'\nhosts:\n{hosts}").device) == 10_000
+
+
+def test_a_replaced_part_forgets_what_followed_from_the_old_one() -> None:
+    before = cluster()
+    assert before.link("node-a/cuda:0", "node-b/cpu").latency_s == 3e-4
+    entry = Link(source="node-a", target="node-b/cpu", latency_s=5e-4, bytes_per_s=1e9)
+    after = before.replaced(links=(entry,))
+    assert after.link("node-a/cuda:0", "node-b/cpu").latency_s == 5e-4
+    assert (after.hosts, after.default_link) == (before.hosts, before.default_link)
+    with pytest.raises(ValueError, match="is listed twice"):
+        before.replaced(links=(entry, entry))
+
+
+GROUPED = """
+kind: Cluster
+format_version: '1.0'
+hosts:
+- {name: a, inner_link: {latency_s: 1us}, devices: [{name: x, type: T, memory_bytes: 1GiB}, {name: y, type: T, memory_bytes: 1GiB}]}
+- {name: b, devices: [{name: x, type: T, memory_bytes: 1GiB}, {name: y, type: T, memory_bytes: 1GiB}]}
+- {name: c, devices: [{name: x, type: T, memory_bytes: 1GiB}]}
+- {name: d, devices: [{name: x, type: T, memory_bytes: 1GiB}]}
+groups:
+- {name: rack, members: [a, b], inner_link: {latency_s: 10us}}
+- {name: site, members: [rack, c], inner_link: {latency_s: 20us}}
+links:
+- {source: b/x, target: c/x, latency_s: 5us, bytes_per_s: 1GB/s}
+default_link: {latency_s: 1ms}
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "latency_s"),
+    [
+        ("a/x", "a/y", 1e-6),  # inside the host
+        ("a/x", "b/x", 1e-5),  # inside the rack
+        ("b/x", "b/y", 1e-5),  # a host that says nothing has what its rack has
+        ("a/x", "c/x", 2e-5),  # inside the site
+        ("a/x", "d/x", 1e-3),  # nothing holds both
+        ("b/x", "c/x", 5e-6),  # an entry goes before all of them
+        ("c/x", "b/x", 2e-5),  # in its own direction only
+    ],
+)
+def test_what_holds_two_devices_says_their_link(source: str, target: str, latency_s: float) -> None:
+    assert cluster(GROUPED).link(source, target).latency_s == pytest.approx(latency_s)
+
+
+@pytest.mark.parametrize(
+    ("members", "reason"),
+    [
+        ("[rack, a]", "'a' is in two groups"),
+        ("[site]", "'site' is no host or group so far"),
+        ("[nobody]", "'nobody' is no host or group so far"),
+    ],
+)
+def test_groups_that_do_not_nest_are_refused(members: str, reason: str) -> None:
+    with pytest.raises(InvalidInputError, match=reason):
+        cluster(GROUPED.replace("members: [rack, c]", f"members: {members}"))
+
+
+def test_a_group_has_a_name_of_its_own() -> None:
+    with pytest.raises(InvalidInputError, match="the name of another group or host"):
+        cluster(GROUPED.replace("name: site", "name: rack"))

@@ -8,18 +8,27 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
 from planner.api import plan
 from planner.check import check_plan, rederive
+from planner.cost import CostModel
 from planner.findings import Severity
+from planner.flows import Routing
+from planner.lower import estimate, lower
+from planner.planfile import FileInput, IdleDevice, ModelInput, Plan, PlanInputs
+from planner.problem import PlanningProblem
 from planner.request import Forbid, Limits, Objective, Pin, PlanRequest, Split
+from planner.solvers.base import Assignment, PipelineAssignment, StageAssignment
 from profiler.cluster import Cluster, Link
 from profiler.errors import InfeasiblePlanError, InvalidInputError
 from profiler.graph import ModelGraph
 from profiler.profile import PRELUDE, Measurement, Profile
-from tests.support.builders import GIB, make_cluster, make_graph, make_profile
+from tests.support.builders import GIB, chain_graph, make_cluster, make_graph, make_profile
+from tests.support.plans import Part, make_plan, with_evidence
 
 PROBLEMS_A_SEED = 30
 
@@ -107,6 +116,8 @@ def random_profile(chance: random.Random) -> Profile:
         fixed_fraction=chance.choice([0, 0.3, 0.9]),
         peak_bytes_per_item=chance.choice([0, 2000, 7777]),
         dispatch_s=chance.choice([0.0, 0.01]),
+        heap_permille=chance.choice([0, 1234]),
+        mapped_fraction=chance.choice([0.0, 0.4]),
     )
     rows = tuple(
         Measurement(items=n, median_s=0.2 + 0.01 * n, spread=0.1, samples=3, peak_bytes=500 * n)
@@ -141,7 +152,7 @@ def random_request(chance: random.Random, profile: Profile) -> PlanRequest:
         batch_size=batch,
         microbatch_size=chance.choice([None, None, 1, min(2, batch), min(3, batch), batch]),
         splits=chance.choice(
-            [(Split.LAYERS, Split.BATCH), (Split.LAYERS, Split.BATCH), (Split.LAYERS,)]
+            [tuple(Split), tuple(Split), (Split.LAYERS, Split.PIPELINES), (Split.LAYERS,)]
         ),
         max_stages=chance.choice([None, None, 2]),
         reserve_bytes=chance.choice([None, 5000]),
@@ -178,3 +189,121 @@ def test_every_plan_that_is_found_satisfies_the_checker(seed: int) -> None:
             for name in ("compute_s", "receive_s", "send_s", "busy_fraction"):
                 assert getattr(stated, name) == pytest.approx(getattr(derived, name), rel=1e-9)
     assert seen["planned"] > PROBLEMS_A_SEED / 2
+
+
+def random_pipelines(chance: random.Random, problem: PlanningProblem) -> Assignment | None:
+    """Two pipelines or more of random stages, devices, shares and items, if there is room for."""
+    devices = list(problem.devices)
+    chance.shuffle(devices)
+    pipelines: list[PipelineAssignment] = []
+    left = problem.batch
+    while devices and left and (len(pipelines) < 2 or chance.random() < 0.5):
+        hand = [devices.pop() for _ in range(chance.randint(1, max(1, len(devices) - 1)))]
+        edges = [0, problem.num_layers]
+        if problem.graph.is_chain and problem.num_layers > 1 and chance.random() < 0.7:
+            cut = chance.randrange(1, problem.num_layers)
+            edges = [0, cut, problem.num_layers]
+        stages = []
+        for at, (start, end) in enumerate(pairwise(edges)):
+            if not hand:
+                return None
+            last = at == len(edges) - 2
+            most = min(len(hand) if last else max(1, len(hand) - 1), problem.microbatch)
+            width = chance.randint(1, most)
+            marks = sorted(chance.sample(range(1, problem.microbatch), k=width - 1))
+            stages.append(
+                StageAssignment(
+                    layers=tuple(range(start, end)),
+                    devices=tuple(hand.pop() for _ in range(width)),
+                    shares=tuple(b - a for a, b in pairwise((0, *marks, problem.microbatch))),
+                )
+            )
+        items = chance.randint(1, left)
+        left -= items
+        routing = chance.choice(list(Routing))
+        pipelines.append(PipelineAssignment(items=items, stages=tuple(stages), routing=routing))
+    if len(pipelines) < 2 or any(len(p.stages) > problem.max_stages for p in pipelines):
+        return None
+    pipelines[-1] = replace(pipelines[-1], items=pipelines[-1].items + left)
+    return Assignment(pipelines=tuple(pipelines))
+
+
+def written(profile: Profile, problem: PlanningProblem, assignment: Assignment) -> Plan:
+    """The plan file of an assignment, whatever it costs."""
+    price = CostModel(problem).evaluate(assignment)
+    model, machines = profile.model, problem.cluster
+    inputs = PlanInputs(
+        model=ModelInput(
+            ref=model.ref,
+            source=model.source,
+            dtype=model.dtype,
+            graph=model.fingerprint,
+            num_layers=len(model.layers),
+            weight_bytes=model.total_weight_bytes,
+        ),
+        cluster=FileInput(ref="cluster.yaml", fingerprint=machines.content_digest()),
+        profile=FileInput(ref="profile.json", fingerprint=profile.content_digest()),
+        request=problem.request,
+    )
+    spec = lower(problem, assignment, price)
+    idle = [
+        IdleDevice(device=device, reason="not drawn")
+        for device in machines.device
+        if device not in assignment.devices
+    ]
+    return with_evidence(inputs, spec, idle, profile, machines).model_copy(
+        update={"estimate": estimate(problem, assignment, price)}
+    )
+
+
+def test_random_pipelines_side_by_side_cost_the_same_in_both_programs() -> None:
+    chance, priced = random.Random(1), Counter[str]()
+    while priced["plans"] < 150:
+        profile = random_profile(chance)
+        request = random_request(chance, profile)
+        request = request.model_copy(update={"splits": tuple(Split), "pins": (), "forbids": ()})
+        size = request.microbatch_size or chance.randint(1, request.batch_size)
+        request = request.model_copy(update={"keep_together": (), "microbatch_size": size})
+        problem = PlanningProblem.build(profile, request, microbatch=size)
+        assignment = None if problem.one_pipeline() else random_pipelines(chance, problem)
+        if assignment is None:
+            continue
+        made = written(profile, problem, assignment)
+        wrong = [x for x in check_plan(made, profile) if x.severity is Severity.ERROR]
+        assert {x.code for x in wrong} <= {"memory"}, wrong
+        figures, price = rederive(made, profile), CostModel(problem).evaluate(assignment)
+        assert price.period_s == pytest.approx(figures.period_s, rel=1e-9)
+        assert price.latency_s == pytest.approx(figures.latency_s, rel=1e-9)
+        assert price.fits == (not wrong)
+        assert [r.memory for r in made.estimate.ranks] == [r.memory for r in figures.ranks]
+        priced["plans"] += 1
+        priced["short last microbatch"] += any(p.items % size for p in assignment.pipelines)
+        wires = [link.shares for link in profile.cluster.links]
+        priced["wire of several links"] += wires.count("lan") > 1
+        priced["split by batch"] += any(len(s.devices) > 1 for s in assignment.stages)
+    assert min(priced.values()) > 10, priced
+
+
+@pytest.mark.parametrize("what", ["whole-batch", "state", "static-batch", "split"])
+def test_what_allows_one_pipeline_only_is_the_same_in_both_programs(what: str) -> None:
+    graph = chain_graph(3, whole_batch=(1,) if what == "whole-batch" else ())
+    if what == "static-batch":
+        graph = graph.model_copy(update={"static_batch": 4})
+    if what == "state":
+        first, *rest = graph.weights
+        state = first.model_copy(update={"state": True})
+        graph = graph.model_copy(update={"weights": (state, *rest)})
+    cluster = make_cluster({"a": GIB, "b": GIB})
+    profile = make_profile(graph, cluster, seconds={d: [1.0] * 3 for d in "ab"})
+    splits = (Split.LAYERS, Split.BATCH) if what == "split" else tuple(Split)
+    items = 4 if what == "static-batch" else 8
+    request = PlanRequest(batch_size=items, microbatch_size=4, splits=splits)
+    problem = PlanningProblem.build(profile, request, microbatch=4)
+    assert problem.one_pipeline() is not None
+    whole = Part(layers=range(3), devices=["h/a"], whole_batch=what == "whole-batch")
+    other = Part(layers=range(3), devices=["h/b"], whole_batch=what == "whole-batch")
+    by_hand = make_plan(
+        profile, [whole], [other], items=[items // 2] * 2, request=request, microbatch_size=4
+    )
+    assert what in {x.code for x in check_plan(by_hand, profile) if x.severity is Severity.ERROR}
+    assert len(plan(profile, request).spec.pipelines) == 1

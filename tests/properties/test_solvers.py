@@ -84,7 +84,7 @@ def test_cp_sat_equals_brute_force_on_branching_models() -> None:
         greedy = GreedySolver().solve(problem, cost=cost, limits=SolveLimits())
         beaten = greedy.objective_s is not None and greedy.assignment is not None and (
             cost.evaluate(greedy.assignment).fits
-            and greedy.assignment.routing == "direct"
+            and greedy.assignment.pipelines[0].routing == "direct"
             and one.objective_s is not None
             and one.objective_s > greedy.objective_s * (1 + TOLERANCE)
         )  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from profiler.cluster import Cluster, DefaultLink, Device, Host, Link
 from profiler.graph import Layer, ModelGraph, Tensor, Weight
-from profiler.profile import Conditions, DeviceTimings, Measurement, Profile
+from profiler.profile import Conditions, DeviceTimings, HeapMeasurement, Measurement, Profile
 
 GIB = 2**30
 
@@ -116,14 +116,18 @@ def make_profile(
     peak_bytes_per_item: int = 0,
     spread: float = 0.02,
     dispatch_s: float = 0.0,
+    heap_permille: int = 0,
+    mapped_fraction: float = 0.0,
 ) -> Profile:
     """``seconds[device][layer]`` is the time of one item; more items take proportionally longer.
+    Devices by their full name, or by the part behind the host.
 
-    ``fixed_fraction`` of the one-item time does not grow with items.
+    ``fixed_fraction`` of the one-item time does not grow with items. ``heap_permille`` is for one
+    item and falls with items; ``mapped_fraction`` of every other layer's peak is in large blocks.
     """
     timings = []
     for name in cluster.device:
-        per_layer = seconds[name.split("/")[1]]
+        per_layer = seconds[name if name in seconds else name.split("/")[1]]
         rows = {
             layer.twin: tuple(
                 Measurement(
@@ -132,13 +136,21 @@ def make_profile(
                     spread=spread,
                     samples=5,
                     peak_bytes=peak_bytes_per_item * n,
+                    mapped_bytes=int(peak_bytes_per_item * n * mapped_fraction) * (i % 2),
                 )
                 for n in batch_sizes
             )
-            for layer, one in zip(graph.layers, per_layer, strict=True)
+            for i, (layer, one) in enumerate(zip(graph.layers, per_layer, strict=True))
         }
+        heap = [HeapMeasurement(items=n, permille=heap_permille // n) for n in batch_sizes]
         timings.append(
-            DeviceTimings(measured_on=name, devices=(name,), dispatch_s=dispatch_s, layers=rows)
+            DeviceTimings(
+                measured_on=name,
+                devices=(name,),
+                dispatch_s=dispatch_s,
+                heap=tuple(heap) if heap_permille else (),
+                layers=rows,
+            )
         )
     return Profile(
         model=graph,

@@ -21,7 +21,9 @@ from profiler.profile import Profile
 from tests.support.builders import GIB, make_cluster, make_profile
 from tests.support.plans import Part, make_plan
 
-DEVICES = tuple(f"h/cpu:{i}" for i in range(4))
+HOST = "h"
+
+DEVICES = tuple(f"{HOST}/cpu:{i}" for i in range(4))
 
 
 def made_up_profile(captured: Captured, *, num_devices: int = 4) -> Profile:

@@ -151,7 +151,7 @@ def wide_plan(num_boards: int) -> Plan:
 
 
 def run_report(plan: Plan) -> dict[str, object]:
-    """A run of ``plan`` as data: rank 1 computed twice as long as estimated."""
+    """A run of ``plan`` as data: rank 1 computed twice as long, a link took five times as long."""
     period_s = plan.estimate.period_s
     return {
         "kind": "RunReport",
@@ -168,5 +168,37 @@ def run_report(plan: Plan) -> dict[str, object]:
             },
             {"rank": 2, "compute_s": None},
             "nonsense",
+        ],
+        "stages": [
+            {
+                "stage": "pipeline0.stage0",
+                "ranks": [0],
+                "slowest_rank": 0,
+                "busy_s": {"predicted": 0.32, "measured": 0.33},
+            },
+            {
+                "stage": "pipeline0.stage1",
+                "ranks": [1, 2],
+                "slowest_rank": 1,
+                "busy_s": {"predicted": 0.26, "measured": 0.51},
+            },
+        ],
+        "links": [
+            {
+                "source": 0,
+                "target": 1,
+                "tensor": "hidden_19",
+                "num_bytes": 1835008,
+                "state": "measured",
+                "time_s": {"predicted": 0.0002, "measured": 0.0011},
+            },
+            {
+                "source": 0,
+                "target": 2,
+                "tensor": "hidden_19",
+                "num_bytes": 262144,
+                "state": "hidden",
+                "time_s": {"predicted": 0.0026},
+            },
         ],
     }

@@ -81,6 +81,8 @@ def _world(
         fixed_fraction=rng.choice((0.0, 0.3, 0.9)),
         peak_bytes_per_item=rng.choice((0, 50, 400)),
         dispatch_s=rng.choice((0.0, 0.0, 0.004)),
+        heap_permille=rng.choice((0, 900)),
+        mapped_fraction=rng.choice((0.0, 0.6)),
     )
     batch = rng.choice((1, 2, 4, 6, 8))
     microbatch = rng.choice([m for m in (1, 2, 3, 4, 8) if m <= batch])

@@ -10,6 +10,9 @@ from typing import Protocol
 
 import torch.distributed as dist
 
+PART_BYTES = 4 * 2**20
+"""A TCP store drops the connection of whoever puts more than 8 MiB under one key (torch 2.13)."""
+
 
 class Store(Protocol):
     """What ranks use of a store: small values by key, waiting for those not there yet."""
@@ -19,6 +22,9 @@ class Store(Protocol):
 
     def get(self, key: str) -> bytes:
         """A value, once it is there; raises after the store's time limit."""
+
+    def check(self, keys: list[str]) -> bool:
+        """Whether values are there for all of ``keys``; never waits for them."""
 
 
 def file_store(path: str, world_size: int) -> Store:
@@ -34,6 +40,8 @@ def tcp_store(host: str, port: int, *, hosted_here: bool, timeout_s: float) -> S
         is_master=hosted_here,
         timeout=timedelta(seconds=timeout_s),
         wait_for_workers=False,
+        # Opened a second time in one process (by a script's own group, say) it is the same store.
+        multi_tenant=True,
     )
 
 
@@ -43,12 +51,22 @@ def below(prefix: str, store: Store) -> Store:
 
 
 def put_bytes(store: Store, key: str, value: bytes) -> None:
-    """Put a value that is not text; the store takes bytes, its declaration does not say so."""
-    store.set(key, value)  # type: ignore[arg-type]
+    """Put a value of any length under ``key``, to be read by :func:`get_bytes`."""
+    parts = [value[i : i + PART_BYTES] for i in range(0, len(value), PART_BYTES)]
+    for number, part in enumerate(parts):
+        # The store takes bytes, its declaration does not say so.
+        store.set(f"{key}/{number}", part)  # type: ignore[arg-type]
+    store.set(key, str(len(parts)))
+
+
+def get_bytes(store: Store, key: str) -> bytes:
+    """What :func:`put_bytes` put, waiting for it as the store waits."""
+    num_parts = int(store.get(key))
+    return b"".join(bytes(store.get(f"{key}/{number}")) for number in range(num_parts))
 
 
 def join_group(store: Store, *, rank: int, world_size: int, timeout_s: float) -> None:
-    """Join the process group of a plan's ranks."""
+    """Join the gloo process group of ``world_size`` ranks that meet at ``store``."""
     dist.init_process_group(
         "gloo",
         store=store,  # type: ignore[arg-type]

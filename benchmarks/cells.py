@@ -1,0 +1,283 @@
+"""One cell of the comparison on unequal machines: a model on an emulated cluster, under many plans.
+
+Everything runs inside emulated hosts (root needed): each host profiles itself, all at once, links
+are measured once a cluster, and every plan's ranks stay up, so that plans are run in turn.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from executor import Session
+from executor.emulate import EmulatedHosts
+from executor.session import StartedRanks
+from planner import Plan, PlanRequest, plan
+from planner.inputs import Sources
+from planner.request import Objective, Pin
+from planner.rules import in_proportion
+from profiler.bench import example_inputs
+from profiler.capture import Captured, capture
+from profiler.cluster import Cluster
+from profiler.emulation import EmulatedHost
+from profiler.errors import InfeasiblePlanError
+from profiler.profile import Profile
+from profiler.sources import load_model
+
+PORT = 29600
+SEQUENTIAL = "device map order"
+"""Layers in order on devices filled evenly by bytes, one device busy at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """A plan and what it was made for. ``one_at_a_time``: no batch starts before another ends."""
+
+    name: str
+    objective: Objective
+    plan: Plan
+    one_at_a_time: bool = False
+
+    @property
+    def predicted_s(self) -> float:
+        """Seconds between batches, or of one batch, by the plan itself."""
+        estimate = self.plan.estimate
+        latency = self.objective is Objective.LATENCY or self.one_at_a_time
+        return estimate.latency_s if latency else estimate.period_s
+
+
+@dataclass
+class Outcome:
+    """What a contender reached: seconds by repeat."""
+
+    contender: Contender
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def measured_s(self) -> float:
+        """The median."""
+        return statistics.median(self.seconds)
+
+
+def without_memory_limits(cluster: Cluster) -> Cluster:
+    """The cluster with many plans' ranks at once on each host in mind: only time is emulated."""
+    assert cluster.emulate is not None
+    hosts = tuple(EmulatedHost(name=h.name, cores=h.cores) for h in cluster.emulate.hosts)
+    emulate = cluster.emulate.model_copy(update={"hosts": hosts})
+    return cluster.model_copy(update={"emulate": emulate})
+
+
+def profile_inside(
+    hosts: EmulatedHosts,
+    cluster: Cluster,
+    model: str,
+    *,
+    folder: Path,
+    batch_sizes: Sequence[int],
+    budget_s: float,
+) -> Profile:
+    """The model measured by all hosts at once; quotas apply from the first measurement on.
+
+    Links are measured unless ``cluster`` has measured ones.
+    """
+    cluster.dump(folder / "cluster.yaml")
+    output = folder / "profile.json"
+    argv = [
+        sys.executable, "-m", "executor", "profile", model, "-c", str(folder / "cluster.yaml"),
+        "-o", str(output), "--batch-sizes", ",".join(map(str, batch_sizes)),
+        "--budget", str(budget_s),
+    ]  # fmt: skip
+    names = [host.name for host in cluster.hosts]
+    ranks: list[subprocess.Popen[str]] = []
+    said: list[str] = []
+    with hosts.unlimited():
+        for rank, name in enumerate(names):
+            environment = {
+                "RANK": str(rank),
+                "WORLD_SIZE": str(len(names)),
+                "MASTER_ADDR": hosts.address(names[0]),
+                "MASTER_PORT": str(PORT),
+            }
+            ranks.append(
+                hosts.popen(
+                    name,
+                    argv,
+                    env=environment,
+                    stderr=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,
+                    text=True,
+                )
+            )
+        said += _until(ranks[0], *MEASURING)
+    # Quotas are for what is measured; importing and capturing would take minutes under them.
+    while said and any(word in said[-1] for word in MEASURING):
+        said += _until(ranks[0], *LOADING)
+        with hosts.unlimited():
+            said += _until(ranks[0], *MEASURING)
+    errors = [rank.communicate()[1] for rank in ranks]
+    if any(rank.returncode for rank in ranks):
+        sys.exit(f"profiling {model} failed:\n{''.join(said)}" + "\n".join(errors))
+    return Profile.load(output)
+
+
+MEASURING = ("measuring links", "warm-up")
+"""Progress that a profile tells of when it begins to measure,"""
+LOADING = ("capturing", "measuring memory")
+"""and when it does something else."""
+
+
+def _until(rank: subprocess.Popen[str], *words: str) -> list[str]:
+    """What a rank says until one of these words comes, or it says nothing more."""
+    said = []
+    assert rank.stderr is not None
+    for line in rank.stderr:
+        said.append(line)
+        if any(word in line for word in words):
+            break
+    return said
+
+
+def contenders(profile: Profile, *, batch_size: int) -> list[Contender]:
+    """apportion's plans and what people do without it, for each objective.
+
+    The rules' plans pin every layer; how many items travel together is chosen as well as for
+    apportion's own.
+    """
+    found: list[Contender] = []
+    for objective in Objective:
+        request = PlanRequest(objective=objective, batch_size=batch_size)
+        found.append(Contender(name="apportion", objective=objective, plan=plan(profile, request)))
+        for name, wish in by_hand(profile, request).items():
+            try:
+                made = plan(profile, wish)
+            except InfeasiblePlanError:
+                continue
+            found.append(Contender(name=name, objective=objective, plan=made))
+        wish = _pinned(profile, request, _by_bytes(profile)).model_copy(
+            update={"microbatch_size": batch_size}
+        )
+        made = plan(profile, wish)
+        found.append(Contender(name=SEQUENTIAL, objective=objective, plan=made, one_at_a_time=True))
+    return found
+
+
+def by_hand(profile: Profile, request: PlanRequest) -> dict[str, PlanRequest]:
+    """Requests that leave nothing to choose but the microbatch."""
+    devices = list(profile.cluster.device)
+    num = len(profile.model.layers)
+    memory = [float(profile.cluster.device[name].usable_bytes) for name in devices]
+    speeds = [1.0 / _alone_s(profile, name) for name in devices]
+    fastest = speeds.index(max(speeds))
+    return {
+        "even": _pinned(profile, request, in_proportion(num, [1.0] * len(devices))),
+        "by memory": _pinned(profile, request, in_proportion(num, memory)),
+        "by speed": _pinned(profile, request, in_proportion(num, speeds)),
+        "one device": _pinned(
+            profile, request, [num if i == fastest else 0 for i in range(len(devices))]
+        ),
+    }
+
+
+def _pinned(profile: Profile, request: PlanRequest, counts: Sequence[int]) -> PlanRequest:
+    names = [layer.name for layer in profile.model.layers]
+    pins, first = [], 0
+    for device, count in zip(profile.cluster.device, counts, strict=True):
+        pins += [Pin(layers=f"={name}", device=device) for name in names[first : first + count]]
+        first += count
+    return request.model_copy(update={"pins": tuple(pins)})
+
+
+def _alone_s(profile: Profile, device: str) -> float:
+    rows = profile.timings_of[device].layers
+    return sum(rows[layer.twin][-1].median_s for layer in profile.model.layers)
+
+
+def _by_bytes(profile: Profile) -> list[int]:
+    """Layer counts that fill the devices in order, each with its part of the bytes."""
+    graph = profile.model
+    share = graph.total_weight_bytes / len(profile.cluster.device)
+    counts = [0] * len(profile.cluster.device)
+    held, device = 0.0, 0
+    for i in range(len(graph.layers)):
+        size = graph.weight_bytes([i])
+        if held + size / 2 > share * (device + 1) and device + 1 < len(counts):
+            device += 1
+        counts[device] += 1
+        held += size
+    return counts
+
+
+def compete(
+    hosts: EmulatedHosts,
+    profile: Profile,
+    model: str,
+    entered: Sequence[Contender],
+    *,
+    repeats: int,
+    run_s: float,
+) -> list[Outcome]:
+    """Run all contenders in turn, ``repeats`` times; equal plans run once and share the result.
+
+    A run lasts about ``run_s`` seconds.
+    """
+    captured = capture(load_model(model))
+    inputs = example_inputs(captured, entered[0].plan.inputs.request.batch_size, varied=True)
+    sources = Sources(profile=profile, cluster=profile.cluster)
+    outcomes = [Outcome(contender=one) for one in entered]
+    with ExitStack() as stack:
+        sessions = {
+            spec: stack.enter_context(_session(one.plan, captured, sources, hosts))
+            for spec, one in {one.plan.spec.canonical(): one for one in entered}.items()
+        }
+        for session in sessions.values():
+            session.run(inputs, repeats=2)
+        for _ in range(repeats):
+            done: dict[tuple[str, bool], float] = {}
+            for outcome in outcomes:
+                one = outcome.contender
+                single = one.objective is Objective.LATENCY or one.one_at_a_time
+                key = (one.plan.spec.canonical(), single)
+                if key not in done:
+                    done[key] = _measured(sessions[key[0]], inputs, key[1], run_s / one.predicted_s)
+                outcome.seconds.append(done[key])
+    return outcomes
+
+
+def _session(made: Plan, captured: Captured, sources: Sources, hosts: EmulatedHosts) -> Session:
+    return Session(made, captured, sources=sources, started=StartedRanks(made, hosts=hosts))
+
+
+def _measured(
+    session: Session, inputs: Mapping[str, torch.Tensor], single: bool, batches: float
+) -> float:
+    """Seconds of one batch alone, or between batches that follow each other."""
+    if single:
+        count = max(3, min(15, round(batches)))
+        walls = [session.run(inputs).report.wall_s for _ in range(count)]
+        return statistics.median(walls)
+    count = max(6, min(200, round(batches)))
+    period = session.run(inputs, repeats=count).report.period_s.measured
+    assert period is not None
+    return period
+
+
+def settle(seconds: float = 1.0) -> None:
+    """Let the machine come to rest after processes have started or ended."""
+    time.sleep(seconds)
+
+
+def pairs(outcomes: Sequence[Outcome]) -> Iterator[tuple[Outcome, Outcome]]:
+    """Every two contenders for one objective whose plans differ."""
+    for i, one in enumerate(outcomes):
+        for other in outcomes[i + 1 :]:
+            same = one.contender.objective is other.contender.objective
+            if same and one.contender.plan.spec != other.contender.plan.spec:
+                yield one, other

@@ -1,0 +1,216 @@
+"""Control groups of emulated hosts: what is written where, and what the kernel tells afterwards.
+
+A host has one group in each tree (version 1: one tree for processors, one for memory; version 2:
+one for both). Groups stand at the top of their tree, so that whoever sweeps finds them by name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from executor.emulate.layout import HostLayout, quota
+from profiler.cgroups import CONTROLLERS, PROC, Controller, Hierarchy, hierarchy
+from profiler.errors import EmulationError
+from profiler.limits import statistic
+
+SHARES_PER_CORE = 20 * 1024
+"""Weight of a host with a quota of one core against the rest of the machine, where one process has
+1024: the host gets its quota also when others work, and no more than its quota ever."""
+WEIGHT_PER_CORE = 2000
+"""The same in version 2, where a process has 100."""
+REMOVE_S = 2.0
+"""How long the kernel may take to let go of a group whose processes have ended."""
+
+
+_UNLIMITED = {"cpu.cfs_quota_us": "-1", "cpu.max": "max"}
+"""Files that limit processor time, and what they hold when nothing does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Write:
+    """One setting: the text that goes into a file. Optional ones may not exist on this kernel."""
+
+    file: Path
+    text: str
+    optional: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostGroup:
+    """One host's groups: directories to make, settings to write."""
+
+    directories: tuple[Path, ...]
+    writes: tuple[Write, ...]
+
+    @property
+    def quotas(self) -> tuple[Write, ...]:
+        """The settings that limit processor time."""
+        return tuple(write for write in self.writes if write.file.name in _UNLIMITED)
+
+    @property
+    def process_files(self) -> tuple[Path, ...]:
+        """Files into which a process writes its id to join."""
+        return tuple(directory / "cgroup.procs" for directory in self.directories)
+
+
+def plan_group(host: HostLayout, *, proc: Path = PROC) -> HostGroup:
+    """The groups of ``host`` on this machine; none where nothing limits it.
+
+    Raises:
+        EmulationError: a limit is asked for and its controller is not there.
+    """
+    directories: dict[Path, None] = {}
+    writes: list[Write] = []
+    # Made even without a limit: a group tells who is inside and what memory they hold.
+    for controller in CONTROLLERS:
+        wanted = host.cores if controller == "cpu" else host.memory_bytes
+        tree = hierarchy(controller, proc=proc)
+        if tree is None:
+            if wanted is None:
+                continue
+            raise EmulationError(
+                f"host {host.name!r} has a limit for {controller}, and this machine has no control "
+                f"group controller {controller!r}: mount it (cgroup version 1 or 2), or take the "
+                "limit out"
+            )
+        directory = tree.mount / host.group
+        directories[directory] = None
+        if controller == "cpu" and host.cores is not None:
+            writes += _processors(tree, directory, host.cores)
+        if controller == "memory" and host.memory_bytes is not None:
+            writes += _memory(tree, directory, host.memory_bytes)
+    return HostGroup(directories=tuple(directories), writes=tuple(writes))
+
+
+def _processors(tree: Hierarchy, directory: Path, cores: float) -> list[Write]:
+    quota_us, period_us = quota(cores)
+    if tree.version == 2:
+        weight = min(10_000, max(1, round(WEIGHT_PER_CORE * cores)))
+        return [
+            Write(file=directory / "cpu.max", text=f"{quota_us} {period_us}"),
+            Write(file=directory / "cpu.weight", text=str(weight), optional=True),
+        ]
+    shares = min(262_144, max(2, round(SHARES_PER_CORE * cores)))
+    return [
+        Write(file=directory / "cpu.cfs_period_us", text=str(period_us)),
+        Write(file=directory / "cpu.cfs_quota_us", text=str(quota_us)),
+        Write(file=directory / "cpu.shares", text=str(shares), optional=True),
+    ]
+
+
+def _memory(tree: Hierarchy, directory: Path, limit_bytes: int) -> list[Write]:
+    # Without swap: a host that runs out must fail as its real counterpart would, not slow down.
+    if tree.version == 2:
+        return [
+            Write(file=directory / "memory.max", text=str(limit_bytes)),
+            Write(file=directory / "memory.swap.max", text="0", optional=True),
+        ]
+    return [
+        Write(file=directory / "memory.limit_in_bytes", text=str(limit_bytes)),
+        Write(file=directory / "memory.memsw.limit_in_bytes", text=str(limit_bytes), optional=True),
+        Write(file=directory / "memory.swappiness", text="0", optional=True),
+    ]
+
+
+def enable(controller: Controller, *, proc: Path = PROC) -> None:
+    """Let groups at the top of a version 2 tree limit ``controller``; nothing for version 1.
+
+    Raises:
+        EmulationError: the kernel refuses, mostly because processes live at the top.
+    """
+    tree = hierarchy(controller, proc=proc)
+    if tree is None or tree.version == 1:
+        return
+    file = tree.mount / "cgroup.subtree_control"
+    try:
+        if controller not in file.read_text().split():
+            file.write_text(f"+{controller}")
+    except OSError as error:
+        raise EmulationError(
+            f"cannot limit {controller} by control groups: writing +{controller} to {file} "
+            f"failed ({error.strerror}). In a container its processes must first leave the "
+            f"top group: mkdir {tree.mount}/init; for p in $(cat {tree.mount}/cgroup.procs); "
+            f"do echo $p > {tree.mount}/init/cgroup.procs; done"
+        ) from error
+
+
+def make(group: HostGroup) -> None:
+    """Make a host's groups and write its limits.
+
+    Raises:
+        EmulationError: the kernel refuses.
+    """
+    try:
+        for directory in group.directories:
+            directory.mkdir(exist_ok=True)
+        for write in group.writes:
+            if write.file.exists() or not write.optional:
+                write.file.write_text(write.text)
+    except OSError as error:
+        raise EmulationError(
+            f"cannot set up the control group of an emulated host: {error.filename}: "
+            f"{error.strerror}; is /sys/fs/cgroup mounted for writing?"
+        ) from error
+
+
+def lift(group: HostGroup) -> None:
+    """Take the limit off a host's processor time; :func:`enforce` puts it back."""
+    for write in group.quotas:
+        write.file.write_text(_UNLIMITED[write.file.name])
+
+
+def enforce(group: HostGroup) -> None:
+    """Limit a host's processor time as its cluster asks."""
+    for write in group.quotas:
+        write.file.write_text(write.text)
+
+
+def processes(directories: Iterable[Path]) -> set[int]:
+    """Ids of the processes in these groups."""
+    found: set[int] = set()
+    for directory in directories:
+        with contextlib.suppress(OSError):
+            found.update(int(pid) for pid in (directory / "cgroup.procs").read_text().split())
+    return found
+
+
+def memory_kills(directories: Iterable[Path]) -> int:
+    """How many processes the kernel has killed because a group ran out of memory."""
+    return max(
+        (
+            statistic(directory / name, "oom_kill")
+            for directory in directories
+            for name in ("memory.oom_control", "memory.events")
+        ),
+        default=0,
+    )
+
+
+def memory_used(directories: Iterable[Path]) -> int | None:
+    """Bytes that the processes of a group hold now; None where nothing counts them."""
+    for directory in directories:
+        for name in ("memory.usage_in_bytes", "memory.current"):
+            with contextlib.suppress(OSError, ValueError):
+                return int((directory / name).read_text())
+    return None
+
+
+def remove(directories: Sequence[Path]) -> None:
+    """Remove groups whose processes have ended; what is not there is fine."""
+    deadline = time.monotonic() + REMOVE_S
+    for directory in directories:
+        while True:
+            try:
+                directory.rmdir()
+            except FileNotFoundError:
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+            else:
+                break

@@ -1,0 +1,267 @@
+"""The search for a plan over microbatch sizes, sharing the time that there is.
+
+Sizes that were measured come first, the most promising before the others; sizes between them follow
+where their bound leaves room for a better plan and time is left.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from planner.alternatives import Chosen, Rival, idle_rivals, rule_rivals, split_rivals
+from planner.bounds import objective_bound_s
+from planner.cost import CostModel
+from planner.microbatches import microbatch_sizes
+from planner.planfile import IdleDevice
+from planner.portfolio import solve
+from planner.problem import PlanningProblem
+from planner.request import PlanRequest
+from planner.rules import RuleOutcome, apply_rules
+from planner.solvers.base import TOLERANCE, SolveLimits, SolverResult, SolveStatus
+from profiler.cluster import Cluster
+from profiler.profile import Profile
+
+PASSES = 3
+"""Passes over the microbatch sizes that are still open, while time is left."""
+
+LEAST_FRACTION = 0.05
+"""Of the time limit that every solve gets."""
+
+EVIDENCE_FRACTION = 0.5
+"""Of the time limit that may go into pricing alternatives, on top."""
+
+
+@dataclass
+class Search:
+    """One solve per microbatch size; then variants of the best."""
+
+    profile: Profile
+    request: PlanRequest
+    cluster: Cluster | None
+    best: Chosen | None = None
+    results: dict[int, SolverResult] = field(default_factory=dict)
+    ended: set[int] = field(default_factory=set)  # sizes whose search stopped by itself
+    costs: list[CostModel] = field(default_factory=list)  # of sizes that were measured
+    rules: list[tuple[PlanningProblem, tuple[RuleOutcome, ...]]] = field(default_factory=list)
+    bounds_s: dict[int, float] = field(default_factory=dict)  # before any solve, by size
+    solver_names: dict[str, None] = field(default_factory=dict)
+    candidates: int = 0
+    evidence_deadline: float = 0.0
+
+    def run(self) -> None:
+        """Solve for every microbatch size; better ones cut the later searches short."""
+        sizes = microbatch_sizes(self.profile, self.request)
+        limit = self.request.limits.time_s
+        end = time.monotonic() + limit
+        self.costs = self._promising(sizes.measured)
+        self.rules = [(cost.problem, apply_rules(cost.problem, cost)) for cost in self.costs]
+        if self.request.solver is None:  # a named solver answers alone
+            self._begin()
+        self._pass(self.costs, end)
+        # What does not fit at the smallest size fits at no other.
+        more = sizes.between[:1] if self.infeasible else sizes.between
+        between = [] if time.monotonic() > end else self._promising(more)
+        self._pass(between, end, stop_at=end)
+        open_ones = [c for c in (*self.costs, *between) if self._open(c)]
+        for _ in range(PASSES - 1):
+            if time.monotonic() > end - LEAST_FRACTION * limit:
+                break
+            self._pass(open_ones, end)
+            open_ones = [cost for cost in open_ones if self._open(cost)]
+        self.evidence_deadline = time.monotonic() + EVIDENCE_FRACTION * limit
+
+    def resolve(self, problem: PlanningProblem) -> SolverResult:
+        """A variant of the chosen problem, in a part of the time that is left."""
+        now = time.monotonic()
+        return solve(
+            problem,
+            cost=CostModel(problem),
+            name=self.request.solver,
+            limits=SolveLimits(
+                deadline=now + max(0.2, (self.evidence_deadline - now) / 3),
+                workers=self.request.limits.workers,
+                seed=self.request.limits.seed,
+            ),
+        )[1]
+
+    def adopt(self, rivals: Sequence[Rival]) -> bool:
+        """Make the best of ``rivals`` the plan; whether it is better than the present one.
+
+        That can be only where nothing was proved.
+        """
+        assert self.best is not None
+        present = self.best
+        for rival in rivals:
+            if rival.assignment is None or rival.objective_s is None:
+                continue
+            if rival.objective_s < self.best.objective_s * (1 - TOLERANCE):
+                self.best = Chosen(
+                    problem=replace(rival.problem, request=self.request, required=frozenset()),
+                    assignment=rival.assignment,
+                    price=CostModel(rival.problem).evaluate(rival.assignment),
+                    objective_s=rival.objective_s,
+                )
+        return self.best is not present
+
+    def evidence(self) -> tuple[list[IdleDevice], list[Rival], list[Rival]]:
+        """Why not otherwise: the devices that stay idle, the best plans that use one of them, and
+        other plans that were not chosen."""
+        assert self.best is not None
+        chosen = self.best
+        idle, forced = idle_rivals(chosen, self.resolve, bound_s=self.bound_s)
+        rules = list(self.rules)
+        others = [problem for problem, _ in rules]
+        if all(problem.microbatch != chosen.problem.microbatch for problem in others):
+            rules.append((chosen.problem, apply_rules(chosen.problem, CostModel(chosen.problem))))
+        rivals = rule_rivals(rules, chosen) + split_rivals(others, chosen, self.resolve)
+        return idle, forced, rivals
+
+    @property
+    def bound_s(self) -> float:
+        """What is proved over all microbatch sizes."""
+        assert self.best is not None
+        bounds = [self.best.objective_s]
+        for size, result in self.results.items():
+            if result.status is not SolveStatus.INFEASIBLE:
+                bounds.append(max(self.bounds_s[size], result.bound_s or 0.0))
+        if min(bounds[1:], default=0.0) > bounds[0] * (1 + TOLERANCE):
+            # A rival of another kind than what was searched: only what holds for all plans holds.
+            return min(bounds[0], *self.bounds_s.values())
+        return min(bounds)
+
+    @property
+    def solver_name(self) -> str:
+        """The solvers that were used, in the order of their first use."""
+        return ", ".join(dict.fromkeys(n for names in self.solver_names for n in names.split(", ")))
+
+    @property
+    def gap(self) -> float:
+        """Relative distance of the plan from what is proved."""
+        assert self.best is not None
+        if self.best.objective_s <= self.bound_s:
+            return 0.0
+        # A bound of zero proves nothing; the gap must still be a number.
+        return (self.best.objective_s - self.bound_s) / max(self.bound_s, 1e-300)
+
+    @property
+    def infeasible(self) -> bool:
+        """Whether it is proved of every size that nothing fits."""
+        return all(r.status is SolveStatus.INFEASIBLE for r in self.results.values())
+
+    def microbatches_text(self) -> str:
+        """The microbatch sizes that were searched."""
+        sizes = sorted(self.results)
+        if len(sizes) == 1:
+            return f"microbatches of {sizes[0]}"
+        return f"microbatches of {', '.join(map(str, sizes[:-1]))} or {sizes[-1]}"
+
+    def _begin(self) -> None:
+        """Nothing worse than what people do by rule is looked for."""
+        for problem, outcomes in self.rules:
+            for outcome in outcomes:
+                if outcome.assignment is None or outcome.price is None:
+                    continue
+                found = Chosen(
+                    problem=problem,
+                    assignment=outcome.assignment,
+                    price=outcome.price,
+                    objective_s=outcome.price.objective_s(self.request.objective),
+                )
+                if self.best is None or _better(found, self.best):
+                    self.best = found
+
+    def _promising(self, sizes: Sequence[int]) -> list[CostModel]:
+        """Sizes with least bound first; of equal ones the largest."""
+        costs = []
+        for size in sizes:
+            cost = CostModel(
+                PlanningProblem.build(
+                    self.profile, self.request, cluster=self.cluster, microbatch=size
+                )
+            )
+            self.bounds_s[size] = objective_bound_s(cost.problem, cost.figures)
+            costs.append(cost)
+        return sorted(
+            costs, key=lambda c: (self.bounds_s[c.problem.microbatch], -c.problem.microbatch)
+        )
+
+    def _pass(
+        self, costs: Sequence[CostModel], end: float, *, stop_at: float = float("inf")
+    ) -> None:
+        """One solve for each size, in equal parts of the time until ``end``."""
+        least = LEAST_FRACTION * self.request.limits.time_s
+        for left, cost in zip(range(len(costs), 0, -1), costs, strict=True):
+            now = time.monotonic()
+            if now > stop_at:
+                return
+            self._solve(cost, now + max(least, (end - now) / left))
+
+    def _open(self, cost: CostModel) -> bool:
+        """Whether more time could find a better plan at this microbatch size."""
+        result = self.results.get(cost.problem.microbatch)
+        if cost.problem.microbatch in self.ended:
+            return False
+        if result is None or result.status in (SolveStatus.OPTIMAL, SolveStatus.INFEASIBLE):
+            return False
+        return (
+            self.best is None
+            or result.bound_s is None
+            or result.bound_s < self.best.objective_s * (1 - TOLERANCE)
+        )
+
+    def _solve(self, cost: CostModel, deadline: float) -> None:
+        problem = cost.problem
+        cutoff = None if self.best is None else self.best.objective_s * (1 + TOLERANCE)
+        known = self.bounds_s[problem.microbatch]
+        if cutoff is not None and known >= cutoff:
+            self.results[problem.microbatch] = _ruled_out(known)
+            return
+        name, result = solve(
+            problem,
+            cost=cost,
+            name=self.request.solver,
+            limits=SolveLimits(
+                deadline=deadline,
+                workers=self.request.limits.workers,
+                seed=self.request.limits.seed,
+                cutoff_s=cutoff,
+            ),
+        )
+        self.results[problem.microbatch] = result
+        if time.monotonic() < deadline:
+            self.ended.add(problem.microbatch)
+        self.solver_names[name] = None
+        self.candidates += result.candidates
+        if result.assignment is None or result.objective_s is None:
+            return
+        found = Chosen(
+            problem=problem,
+            assignment=result.assignment,
+            price=cost.evaluate(result.assignment),
+            objective_s=result.objective_s,
+        )
+        if self.best is None or _better(found, self.best):
+            self.best = found
+
+
+def _ruled_out(bound_s: float) -> SolverResult:
+    """A size at which no plan is better than one that is known."""
+    return SolverResult(
+        status=SolveStatus.UNKNOWN,
+        assignment=None,
+        objective_s=None,
+        bound_s=bound_s,
+        space="",
+        candidates=0,
+    )
+
+
+def _better(one: Chosen, other: Chosen) -> bool:
+    """Less of the objective; among equals less latency, then fewer devices."""
+    if abs(one.objective_s - other.objective_s) > TOLERANCE * other.objective_s:
+        return one.objective_s < other.objective_s
+    if abs(one.price.latency_s - other.price.latency_s) > TOLERANCE * other.price.latency_s:
+        return one.price.latency_s < other.price.latency_s
+    return len(one.assignment.devices) < len(other.assignment.devices)

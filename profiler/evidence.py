@@ -1,0 +1,122 @@
+"""What a run of a plan measured, as far as a profile can learn from it: part of each RunReport.
+
+The executor writes it, ``profiler.refitting`` reads it; beside it only the profile is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import Field, ValidationError
+
+from profiler.documents import Estimated, Record, describe
+from profiler.errors import InvalidInputError
+
+
+class Exchange(Record):
+    """Messages of one size that a rank gets from, or gives to, a device with each piece."""
+
+    device: str
+    num_bytes: int = Field(ge=0)
+    count: int = Field(default=1, ge=1)
+
+
+class RankEvidence(Record):
+    """How long one rank took for a piece of ``items`` items, typically, over ``pieces`` of them.
+
+    ``twins`` counts the layers of its stage by what they are twins of (with ``(prelude)`` if the
+    stage repeats it). ``busy_s`` is all but waiting, ``compute_s`` of it running the stage's
+    module; of the processor's time, ``send_s`` is handing results to the transport, ``dispatch_s``
+    everything else. ``receives`` and ``sends`` are the messages that come and go with each piece.
+    """
+
+    rank: int = Field(ge=0)
+    device: str
+    device_type: str
+    twins: dict[str, int]
+    items: int = Field(ge=1)
+    pieces: int = Field(ge=1)
+    busy_s: Estimated = Field(gt=0)
+    compute_s: Estimated = Field(ge=0)
+    dispatch_s: Estimated = Field(ge=0)
+    send_s: Estimated = Field(ge=0)
+    spread: Estimated = Field(ge=0)
+    receives: tuple[Exchange, ...] = ()
+    sends: tuple[Exchange, ...] = ()
+
+
+class LinkEvidence(Record):
+    """How long messages of one size took from one device to another: median over ``samples``."""
+
+    source: str
+    target: str
+    num_bytes: int = Field(ge=1)
+    time_s: Estimated = Field(gt=0)
+    samples: int = Field(ge=1)
+    spread: Estimated = Field(default=0.0, ge=0)
+
+
+class RunEvidence(Record):
+    """A run, by the model's fingerprint and the plan's id.
+
+    ``symbols`` are the sizes other than the batch that the inputs had: the tokens of each item.
+    """
+
+    plan_id: str
+    model: str
+    symbols: dict[str, int]
+    ranks: tuple[RankEvidence, ...]
+    links: tuple[LinkEvidence, ...]
+
+
+def parted_s(one: RankEvidence, charged_s: float) -> tuple[float, float]:
+    """A rank's busy time as the cost model parts it: layers and dispatching, in seconds.
+
+    ``charged_s`` is what the cost model charges for the piece's messages. Handing on what takes
+    longer than that is dispatching. Messages are not believed to cost more than half of computing.
+
+    >>> parts = {"busy_s": 1.0, "compute_s": 0.8, "dispatch_s": 0.0625, "send_s": 0.1875}
+    >>> one = RankEvidence(rank=0, device="a", device_type="t", twins={}, items=1, pieces=9,
+    ...                    spread=0.0, **parts)
+    >>> parted_s(one, 0.0), parted_s(one, 0.125)
+    ((0.75, 0.25), (0.75, 0.125))
+    """
+    dispatch_s = one.dispatch_s + max(0.0, one.send_s - charged_s)
+    return max(one.busy_s - charged_s - dispatch_s, one.compute_s / 2), dispatch_s
+
+
+def read_evidence(report: Mapping[str, object], *, name: str) -> RunEvidence:
+    """The evidence in a RunReport given as data; ``name`` is used in messages.
+
+    A rehearsal computes nothing: only its links are evidence.
+
+    Raises:
+        InvalidInputError: not a RunReport, or its evidence is missing or damaged.
+    """
+    if report.get("kind") != "RunReport":
+        raise InvalidInputError(
+            f"{name} is not a RunReport: its kind is {str(report.get('kind'))[:80]!r}; "
+            "write one with apportion run --report"
+        )
+    version = report.get("format_version")
+    if not isinstance(version, str) or version.split(".")[0] != "1":
+        raise InvalidInputError(
+            f"{name} has format_version {str(version)[:80]!r}; this apportion reads '1.0'"
+        )
+    data = report.get("evidence")
+    if not isinstance(data, Mapping):
+        raise InvalidInputError(f"{name} holds no evidence for a refit; run the plan again")
+    try:
+        evidence = RunEvidence.model_validate(_tuples(data))
+    except ValidationError as error:
+        raise InvalidInputError(describe(error, f"evidence of {name}")) from error
+    return evidence.model_copy(update={"ranks": ()}) if report.get("rehearsed") else evidence
+
+
+def _tuples(value: object) -> object:
+    """JSON's lists as tuples, which strict records ask for."""
+    if isinstance(value, Mapping):
+        return {key: _tuples(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return tuple(_tuples(item) for item in value)
+    return value

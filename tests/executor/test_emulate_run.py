@@ -1,0 +1,115 @@
+"""Commands on all emulated hosts, started by torchrun: a plan's ranks, and how they end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from executor.emulate import EmulatedHosts, emulated, launch
+from executor.report import RunReport
+from profiler.capture import capture
+from profiler.errors import InvalidInputError, RankFailedError
+from profiler.sources import load_model
+from tests.support import running, zoo
+from tests.support.builders import make_profile
+from tests.support.emulation import MB, grow, hosts_command, link, make_cluster, require_emulation
+from tests.support.plans import Part, make_plan
+
+require_emulation()
+pytestmark = [pytest.mark.root, pytest.mark.distributed]
+
+MODEL = "tests.support.zoo:mlp"
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[EmulatedHosts]:
+    with emulated(make_cluster({"a": 1, "none": 0, "b": 2}, memory={"b": 64 * 2**20})) as found:
+        yield found
+
+
+def test_a_plan_over_hosts_equals_the_undivided_model(tmp_path: Path) -> None:
+    cluster = make_cluster(
+        {"near": 2, "far": 1, "spare": 1},
+        cores={"near": 1.0, "far": 0.5},
+        links=[link("near>far", 20 * MB), link("far>near", 10 * MB)],
+        default_bytes_per_s=100 * MB,
+    )
+    graph = running.observed(capture(load_model(MODEL)))
+    seconds = {name: [0.001] * len(graph.layers) for name in ("cpu:0", "cpu:1")}
+    profile = make_profile(graph, cluster, seconds=seconds)
+    # Ranks 0 and 2 on the first host, 1 on the second: not the order in which torchrun counts.
+    plan = make_plan(
+        profile,
+        [
+            Part(layers=layers, devices=[device])
+            for layers, device in zip(
+                running.thirds(profile), ("near/cpu:0", "far/cpu:0", "near/cpu:1"), strict=True
+            )
+        ],
+        request=running.request(batch_size=8, microbatch_size=3),
+    )
+    cluster.dump(tmp_path / "cluster.yaml")
+    profile.dump(tmp_path / "profile.json")
+    plan.dump(tmp_path / "plan.yaml")
+    module, _ = zoo.mlp()
+    given = torch.randn(19, 8)
+    (name,) = graph.inputs
+    np.savez(tmp_path / "x.npz", **{name: given.numpy()})
+    ran = hosts_command(
+        "run",
+        tmp_path / "cluster.yaml",
+        "--",
+        *(sys.executable, "-m", "executor", "run", tmp_path / "plan.yaml", "--model", MODEL),
+        *("-i", tmp_path / "x.npz", "-o", tmp_path / "y.npz", "--report", tmp_path / "run.json"),
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "19 items" in ran.stdout
+    with np.load(tmp_path / "y.npz") as answers:
+        (answer,) = answers.values()
+    with torch.no_grad():
+        worst, _ = running.difference(module(given), torch.from_numpy(answer))
+    assert worst <= 1
+    report = RunReport.load(tmp_path / "run.json")
+    assert report.num_items == 19
+
+
+SCRIPT = """
+if [ $APPORTION_HOST = a ]; then
+  echo "answer of ${RANK}"
+  sleep 1000
+fi
+echo "cost: 5 $$"
+echo "from rank $RANK, ${LOCAL_RANK} here" >&2
+sleep $LOCAL_RANK
+exit $((4 + LOCAL_RANK))
+"""
+
+
+def test_the_first_failure_counts_and_output_is_kept_apart(
+    hosts: EmulatedHosts, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ended = launch.run_on_all(hosts, ["sh", "-c", SCRIPT], grace_s=0.5)
+    assert ended == launch.Ended(status=4, where="rank 1 on host b")
+    out, err = capfd.readouterr()
+    assert out == "answer of 0\n"
+    assert "b: from rank 1, 0 here\n" in err
+    assert "b: from rank 2, 1 here\n" in err
+    # The shell's own number, not what torchrun makes of two dollars.
+    assert "b: cost: 5 $\n" not in err
+    assert [hosts.num_processes(name) for name in ("a", "b")] == [0, 0]
+
+
+def test_a_rank_out_of_memory_is_named_by_its_host(hosts: EmulatedHosts) -> None:
+    script = f'[ $RANK = 2 ] || exec sleep 1000; exec {sys.executable} -S -c "$1"'
+    with pytest.raises(RankFailedError, match=r"host b ran out of memory: .* its limit of 64\.0"):
+        launch.run_on_all(hosts, ["sh", "-c", script, "sh", grow(128)], grace_s=0.5)
+
+
+def test_nothing_to_run(hosts: EmulatedHosts) -> None:
+    with pytest.raises(InvalidInputError, match="nothing to run: give a command after --"):
+        launch.run_on_all(hosts, [])
