@@ -1,4 +1,4 @@
-"""Any stage graph, by OR-Tools CP-SAT: the only file that touches OR-Tools.
+"""Any stage graph, by OR-Tools CP-SAT: the only file of plans that touches OR-Tools.
 
 The model is that of ``stage_graphs`` with an objective of ``stage_times``, from a warm start of
 simpler solvers. It is solved twice: in coarse ticks with all that CP-SAT offers, which finds the
