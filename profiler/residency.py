@@ -43,8 +43,8 @@ LEAST_BYTES = 2**20
 """Below this, what runs keep alive says nothing about the heap."""
 ARRIVALS_PERMILLE = 250
 """What a real rank's heap takes on top of that: messages come and go in another order each step,
-and the heap still grows after ten of them. Of one plan it differs by some hundredths from run to run;
-this much keeps nearly all ranks below what was planned for them, or less than 5 % above."""
+and the heap still grows after ten of them. Of one plan it differs by some hundredths from run
+to run; this much keeps nearly all ranks below what was planned for them, or less than 5 % above."""
 MOST_PERMILLE = 3000
 """What the heap takes on top at most: more is not its doing."""
 
