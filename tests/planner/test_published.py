@@ -70,7 +70,7 @@ def test_runnable_strategies_have_a_rule() -> None:
     assert set(RUNNABLE) <= {x.name for x in STRATEGIES}
 
 
-@pytest.mark.parametrize("command", ["plan", "explain", "check", "diff", "schema"])
+@pytest.mark.parametrize("command", ["plan", "explain", "check", "diff", "place", "schema"])
 def test_flags_are_frozen(command: str, golden: Callable[[str, str], None]) -> None:
     result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "100"})
     golden(f"help_{command}.txt", result.stdout)
