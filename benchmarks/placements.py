@@ -1,85 +1,14 @@
-"""Placement problems: read from the published JSON files, or made up in their likeness.
-
-The published ones are files of their own, not part of this repository.
-"""
+"""Placement problems made up in the likeness of the published ones."""
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-from planner.placement import Charging, Flow, Operator, Place, PlacementProblem
-from profiler.errors import InvalidInputError
-
-
-def published_problem(path: Path, *, transfer_scale: float = 1.0) -> PlacementProblem:
-    """The problem of a published file, its transfer costs times ``transfer_scale``.
-
-    Raises:
-        InvalidInputError: a field is missing, or edges out of a node differ in cost.
-    """
-    data = json.loads(path.read_text())
-    try:
-        return _published(data, transfer_scale)
-    except KeyError as error:
-        raise InvalidInputError(f"{path} lacks the field {error}: is it a placement?") from error
-
-
-def _published(data: dict[str, Any], scale: float) -> PlacementProblem:
-    costs: dict[int, float] = {}
-    readers: dict[int, list[int]] = {}
-    for edge in data["edges"]:
-        source = edge["sourceId"]
-        if abs(costs.setdefault(source, edge["cost"]) - edge["cost"]) > 1e-6:
-            raise InvalidInputError(
-                f"edges out of node {source} cost {costs[source]} and {edge['cost']}: "
-                "its output is one tensor, so they have to be equal"
-            )
-        readers.setdefault(source, []).append(edge["destId"])
-    operators = []
-    for node in data["nodes"]:
-        times = {"cpu": float(node["cpuLatency"])}
-        if node["supportedOnFpga"]:
-            times["accelerator"] = float(node["fpgaLatency"])
-        color = node.get("colorClass")
-        operators.append(
-            Operator(
-                name=str(node["id"]),
-                times_s=times,
-                size_bytes=math.ceil(node.get("size", 0)),
-                together=None if color is None else str(color),
-                backward=bool(node.get("isBackwardNode", 0)),
-            )
-        )
-    flows = tuple(
-        Flow(
-            producer=str(source),
-            consumers=tuple(str(r) for r in dict.fromkeys(out)),
-            transfer_s=costs[source] * scale,
-        )
-        for source, out in readers.items()
-    )
-    return PlacementProblem(
-        operators=tuple(operators),
-        flows=flows,
-        places=machines(data["maxFPGAs"], data["maxCPUs"], math.floor(data["maxSizePerFPGA"])),
-    )
-
-
-def machines(accelerators: int, hosts: int, memory_bytes: int | None) -> tuple[Place, ...]:
-    """Equal accelerators with a memory, and host processors without limit."""
-    return (
-        *(
-            Place(name=f"accelerator{i}", kind="accelerator", memory_bytes=memory_bytes)
-            for i in range(accelerators)
-        ),
-        *(Place(name=f"cpu{i}", kind="cpu", transfer_factor=0.0) for i in range(hosts)),
-    )
+from planner.placement import Charging, Flow, Operator, PlacementProblem, machines
 
 
 @dataclass
@@ -111,7 +40,7 @@ class _Graph:
                 Flow(producer=name, consumers=tuple(out), transfer_s=self.costs[name])
                 for name, out in self.readers.items()
             ),
-            places=machines(accelerators, hosts, memory_bytes),
+            places=machines(accelerators, hosts, memory_bytes=memory_bytes),
         )
 
 

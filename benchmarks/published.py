@@ -3,9 +3,9 @@
     python benchmarks/published.py [--quick] [--json FILE] [--data FOLDER]
 
 FOLDER holds ``throughput/*.json`` and ``latency/*.json`` in the published form (see
-``benchmarks/placements.py``); without it only made-up graphs are solved. Throughput files whose
-name ends in ``_layer`` are also solved with transfer costs times 1000, because in them transfers
-are in seconds and times in milliseconds. Every answer is derived again by the checker.
+``planner.placement.read_instance``); without it only made-up graphs are solved. Throughput files
+whose name ends in ``_layer`` are also solved with transfer costs times 1000, because in them
+transfers are in seconds and times in milliseconds. Every answer is derived again by the checker.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from placements import GENERATED, published_problem
+from placements import GENERATED
 from records import Record, parser, publish, record
 
 from planner.placement import (
@@ -30,6 +30,7 @@ from planner.placement import (
     place_any,
     place_contiguous,
     place_latency,
+    read_instance,
 )
 from planner.solvers.base import SolveLimits, SolveStatus
 
@@ -128,10 +129,10 @@ def cells(data: Path | None, *, quick: bool) -> Iterator[Cell]:
             scales = (1, 1000) if path.stem.endswith("_layer") else (1,)
             for scale in scales:
                 name = path.stem if scale == 1 else f"{path.stem} x{scale}"
-                problem = published_problem(path, transfer_scale=scale)
+                problem = read_instance(path, transfer_scale=scale)
                 yield from loads(name, problem, published=True, any_s=any_s)
         for path in sorted((data / "latency").glob("*.json")):
-            problem = published_problem(path)
+            problem = read_instance(path)
             yield latency(path.stem, problem, published=True, seconds=latency_s)
     for name, make in GENERATED.items():
         if not quick or name in QUICK_GENERATED:

@@ -13,6 +13,7 @@ from planner.alternatives import as_alternatives
 from planner.baseline import beside, in_use
 from planner.choices import split_choices
 from planner.cost import CostModel
+from planner.fallbacks import with_fallbacks
 from planner.infeasible import explain_failure, unproved
 from planner.lower import estimate, lower
 from planner.microbatches import microbatch_sizes
@@ -47,6 +48,7 @@ def plan(  # noqa: PLR0913  (one parameter an input)
     cluster_ref: str | None = None,
     baseline: Plan | None = None,
     min_gain: float = 0.0,
+    fallbacks: bool = False,
     **wishes: object,
 ) -> Plan:
     """The best plan that can be found for ``request``, with the evidence for choosing it.
@@ -56,6 +58,7 @@ def plan(  # noqa: PLR0913  (one parameter an input)
     ``cluster_ref`` are what the plan file calls its inputs. ``baseline`` is the plan in use: its
     request holds where nothing else is asked, its decision is kept unless another saves more than
     ``min_gain`` of its objective, and ``search.baseline`` says whether the best plan changed.
+    With ``fallbacks``, ``search.fallbacks`` says what the best plan without each device costs.
 
     Raises:
         StalePlanError: the baseline was made for another model.
@@ -116,7 +119,8 @@ def plan(  # noqa: PLR0913  (one parameter an input)
             chosen, [*rivals, *forced], gap=search.gap, cost=CostModel(chosen.problem)
         ),
     )
-    return best if used is None else beside(best, used, profile, cluster=cluster)
+    decided = best if used is None else beside(best, used, profile, cluster=cluster)
+    return with_fallbacks(decided, profile, cluster=cluster) if fallbacks else decided
 
 
 def _request(request: PlanRequest | None, wishes: dict[str, object]) -> PlanRequest:

@@ -157,6 +157,7 @@ def search_findings(
     if search.baseline is not None:
         yield from _baseline(search, search.baseline, severity)
     yield from _idle(plan, cluster, severity)
+    yield from _fallbacks(plan, severity)
 
 
 def _choices(search: SearchRecord, severity: Severity) -> Iterator[Finding]:
@@ -237,13 +238,7 @@ def _gap(objective_s: float, bound_s: float) -> float:
 
 
 def _idle(plan: Plan, cluster: Cluster, severity: Severity) -> Iterator[Finding]:
-    bound = {binding.rank: binding.device for binding in plan.spec.ranks}
-    busy = {
-        bound[rank]
-        for pipeline in plan.spec.pipelines
-        for stage in pipeline.stages
-        for rank in stage.ranks
-    }
+    busy = _busy(plan)
     idle = [entry.device for entry in plan.search.idle]
     for device in idle:
         if device not in cluster.device or device in busy:
@@ -257,6 +252,37 @@ def _idle(plan: Plan, cluster: Cluster, severity: Severity) -> Iterator[Finding]
             "search.idle",
             f"{', '.join(left_out[:4])} have no stage and no reason is given",
         )
+
+
+def _fallbacks(plan: Plan, severity: Severity) -> Iterator[Finding]:
+    """Everything in which what is said of missing devices contradicts the plan or itself.
+
+    The plans without them are not at hand: what they cost is believed.
+    """
+    busy = _busy(plan)
+    for position, said in enumerate(plan.search.fallbacks):
+        where = f"search.fallbacks[{position}]"
+        unused = [device for device in said.devices if device not in busy]
+        if unused:
+            yield _evidence(severity, "fallback", where, f"{unused[0]} has no stage to lose")
+        if said.objective_s is None or plan.search.objective_s <= 0:
+            continue
+        slower = said.objective_s / plan.search.objective_s - 1
+        if said.slowdown is None or abs(said.slowdown - slower) > ROUNDED * (2 + abs(slower)):
+            yield _evidence(
+                severity, "fallback", where, f"slowdown is {said.slowdown}; it is {slower:.6g}"
+            )
+
+
+def _busy(plan: Plan) -> set[str]:
+    """Devices with a stage."""
+    bound = {binding.rank: binding.device for binding in plan.spec.ranks}
+    return {
+        bound[rank]
+        for pipeline in plan.spec.pipelines
+        for stage in pipeline.stages
+        for rank in stage.ranks
+    }
 
 
 def _rank_differences(stated: RankEstimate, real: RankLoad) -> list[str]:

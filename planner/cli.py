@@ -1,4 +1,4 @@
-"""``apportion plan``, ``explain``, ``check``, ``diff`` and ``schema``.
+"""``apportion plan``, ``explain``, ``check``, ``diff``, ``place`` and ``schema``.
 
 Commands import what they need when they run, so that reading a plan stays quick.
 """
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from planner.place_command import place
 from profiler.console import STDOUT, Format, commands, note, write_file, write_json, write_result
 from profiler.errors import InvalidInputError
 
@@ -131,6 +132,9 @@ def plan(  # noqa: PLR0913  (one parameter a flag)
     min_gain: Annotated[
         str, typer.Option(help="Keep the baseline if a change saves less than this, as 2%.")
     ] = "0%",
+    with_fallbacks: Annotated[
+        bool, typer.Option("--with-fallbacks", help="Also the best plan without each device.")
+    ] = False,
     form: FormatOption = Format.TEXT,
 ) -> None:
     """Find the best split, prove how good it is, and write it down.
@@ -179,6 +183,7 @@ def plan(  # noqa: PLR0913  (one parameter a flag)
         cluster_ref=None if cluster is None else str(cluster),
         baseline=used,
         min_gain=least,
+        fallbacks=with_fallbacks,
     )
     write_file(output, made.to_text(as_json=_as_json(output, form)))
     _show_plan(made, output, form)
@@ -306,6 +311,9 @@ def diff(
         write_result(render_diff(found, verbose=verbose))
     if not found.same:
         raise typer.Exit(EXIT_DIFFERENT)
+
+
+app.command()(place)
 
 
 @app.command()

@@ -158,6 +158,17 @@ class AlternativeShown:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FallbackShown:
+    """The best plan without any one of ``devices``; ``slowdown`` is None where there is none."""
+
+    devices: tuple[str, ...]
+    objective_s: float | None
+    slowdown: float | None
+    plan: str | None
+    note: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Notice:
     """Something that a reviewer should know."""
 
@@ -193,6 +204,7 @@ class ExplainReport:
     ranks: tuple[RankShown, ...]
     alternatives: tuple[AlternativeShown, ...]
     idle: tuple[Notice, ...]
+    fallbacks: tuple[FallbackShown, ...]
     warnings: tuple[Notice, ...]
     actuals: tuple[Actual, ...]
     next_steps: tuple[tuple[str, str], ...]
@@ -255,6 +267,16 @@ def explain(
             for x in search.alternatives
         ),
         idle=tuple(Notice(code=x.device, message=x.reason) for x in search.idle),
+        fallbacks=tuple(
+            FallbackShown(
+                devices=x.devices,
+                objective_s=x.objective_s,
+                slowdown=x.slowdown,
+                plan=x.plan,
+                note=x.note,
+            )
+            for x in search.fallbacks
+        ),
         warnings=tuple(_warnings(plan)),
         actuals=() if run_report is None else read_actuals(plan, run_report),
         next_steps=_next_steps(name, has_run=run_report is not None),

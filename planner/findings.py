@@ -60,11 +60,22 @@ RULES: Mapping[str, str] = {
     "certificate": "the search's proof is about this `spec`",
     "baseline": "what `search.baseline` says fits the objective",
     "idle": "the devices called idle are exactly those that the plan does not use",
+    "fallback": "what `search.fallbacks` says is of devices in use and fits the objective",
 }
 """Code -> the rule that was broken."""
 
 EVIDENCE = frozenset(
-    {"edited", "estimate", "objective", "bound", "status", "certificate", "baseline", "idle"}
+    {
+        "edited",
+        "estimate",
+        "objective",
+        "bound",
+        "status",
+        "certificate",
+        "baseline",
+        "idle",
+        "fallback",
+    }
 )
 """Findings about what a plan says of itself: a reviewer's business, no danger to a run."""
 

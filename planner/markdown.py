@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from planner.explain import ExplainReport, RankShare, Sending
+from planner.fallback_text import fallback_entries
 from planner.planfile import INPUT, OUTPUT
 from planner.render import count, layers_text, objective_name, percent, plain, rate
 from profiler.units import format_bytes, format_seconds
@@ -166,6 +167,7 @@ def _alternatives(report: ExplainReport) -> list[str]:
 
 def _notices(report: ExplainReport) -> list[str]:
     lines = [f"- idle `{_code(x.code)}`: {_text(x.message)}" for x in report.idle]
+    lines += [f"- without `{_code(x)}`: {_text(what)}" for x, what in fallback_entries(report)]
     return lines + [f"- **{_text(x.code)}**: {_text(x.message)}" for x in report.warnings]
 
 

@@ -260,6 +260,20 @@ class IdleDevice(Record):
     reason: str
 
 
+class Fallback(Record):
+    """The best plan without any one of ``devices``, which are equal and lose the same.
+
+    ``slowdown`` is the part of the plan's objective that it takes more (below 0: another root is
+    better). Without an ``objective_s`` there is no such plan, and ``note`` says why.
+    """
+
+    devices: tuple[str, ...] = Field(min_length=1)
+    objective_s: Estimated | None = None
+    slowdown: Estimated | None = None
+    plan: str | None = None
+    note: str = ""
+
+
 class BaselineRecord(Record):
     """The plan that was in use, on the inputs of this one, beside the best that was found.
 
@@ -300,7 +314,8 @@ class SearchRecord(Record):
     """The certificate: ``objective_s`` was reached, nothing below ``bound_s`` exists in ``space``.
 
     ``gap`` = (objective - bound) / bound; ``status`` is ``optimal`` when it is zero to 1e-9.
-    ``baseline`` is there if the plan was made beside one that was in use.
+    ``baseline`` is there if the plan was made beside one that was in use, ``fallbacks`` if they
+    were asked for.
     """
 
     solver: str
@@ -315,6 +330,7 @@ class SearchRecord(Record):
     choices: tuple[StageChoice, ...] = ()
     idle: tuple[IdleDevice, ...] = ()
     baseline: BaselineRecord | None = None
+    fallbacks: tuple[Fallback, ...] = ()
 
 
 class PlanWarning(Record):

@@ -20,6 +20,7 @@ from planner.explain import (
     Sending,
     StageShown,
 )
+from planner.fallback_text import fallback_entries
 from planner.findings import Finding, Severity
 from planner.planfile import OUTPUT
 from planner.request import Objective
@@ -52,8 +53,9 @@ def render_text(report: ExplainReport, detail: Detail = SCREEN) -> str:
         _placement(report, detail),
         _rank_table(report, detail),
         _why(report, detail),
-        _idle(report, detail),
-        _warnings(report, detail),
+        _listed("Idle devices", [(x.code, x.message) for x in report.idle], detail.others),
+        _listed("If a device is missing", fallback_entries(report), detail.others),
+        _listed("Warnings", [(x.code, x.message) for x in report.warnings], detail.others),
         _next(report),
     ]
     return "\n".join(lines_of([line for section in sections if section for line in (*section, "")]))
@@ -443,23 +445,14 @@ def _why(report: ExplainReport, detail: Detail) -> list[str]:
     return lines
 
 
-def _idle(report: ExplainReport, detail: Detail) -> list[str]:
-    if not report.idle:
+def _listed(title: str, entries: Sequence[tuple[str, str]], most: int) -> list[str]:
+    """Names with what there is to say of each; nothing without any."""
+    if not entries:
         return []
-    lines = ["Idle devices"]
-    for x in report.idle[: detail.others]:
-        lines += _wrapped(f"  {x.code}  ", x.message)
-    more = len(report.idle) - detail.others
-    return lines + ([f"  ... {more} more (--verbose)"] if more > 0 else [])
-
-
-def _warnings(report: ExplainReport, detail: Detail) -> list[str]:
-    if not report.warnings:
-        return []
-    lines = ["Warnings"]
-    for x in report.warnings[: detail.others]:
-        lines += _wrapped(f"  {x.code}  ", x.message)
-    more = len(report.warnings) - detail.others
+    lines = [title]
+    for name, message in entries[:most]:
+        lines += _wrapped(f"  {name}  ", message)
+    more = len(entries) - most
     return lines + ([f"  ... {more} more (--verbose)"] if more > 0 else [])
 
 

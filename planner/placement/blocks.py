@@ -188,11 +188,11 @@ def _in_order(blocks: Blocks) -> tuple[tuple[int, ...], ...]:
 def without_appendages(blocks: Blocks) -> Blocks:
     """Merge blocks that may as well be where a neighbour is: the optimum stays what it is.
 
-    Block ``v`` joins ``u`` if a net of just these two costs at least as much as all other nets of
-    ``v`` together and the time of ``v``: wherever ``v`` was, moving it to the device of ``u``
-    raises the load of no device. With an order, ``u`` is the only block directly before ``v`` or
-    the only one directly behind it, so that the order still holds. ``v`` takes no memory, or
-    memory is ample.
+    Block ``v`` joins ``u`` if a net of just these two costs at least as much as the nets of ``v``
+    that ``u`` is not in and the time of ``v``: wherever ``v`` was, moving it to the device of ``u``
+    raises the load of no device (a net that holds both was cut by both devices before). With an
+    order, ``u`` is the only block directly before ``v`` or the only one directly behind it, so
+    that the order still holds. ``v`` takes no memory, or memory is ample.
     """
     while True:
         pairs = _appendages(blocks)
@@ -215,12 +215,12 @@ def _appendages(blocks: Blocks) -> list[tuple[int, int]]:
     for v in range(blocks.num_blocks):
         if v in taken or not (blocks.sizes[v] == 0 or blocks.memory_is_ample):
             continue
-        total = math.fsum(cost for _, cost in touching[v])
         for u in _neighbours(v, touching[v], before[v] | behind[v]):
             if blocks.ordered and before[v] != {u} and behind[v] != {u}:
                 continue
             saved = math.fsum(c for pins, c in touching[v] if set(pins) == {u, v})
-            if u not in taken and _better_there(blocks, v, u, saved, total - saved):
+            paid = math.fsum(c for pins, c in touching[v] if u not in pins)
+            if u not in taken and _better_there(blocks, v, u, saved, paid):
                 found.append((u, v))
                 taken |= {u, v}
                 break
@@ -228,8 +228,8 @@ def _appendages(blocks: Blocks) -> list[tuple[int, int]]:
 
 
 def _neighbours(v: int, nets: list[Net], ordered: set[int]) -> list[int]:
-    """Blocks that share a net of two with ``v`` or stand next to it."""
-    return sorted({b for pins, _ in nets if len(pins) == 2 for b in pins if b != v} | ordered)
+    """Blocks that share a net with ``v`` or stand next to it."""
+    return sorted({b for pins, _ in nets for b in pins if b != v} | ordered)
 
 
 def _better_there(blocks: Blocks, v: int, u: int, saved: float, paid: float) -> bool:

@@ -1,7 +1,8 @@
 """The least latency of one sample: host processors without number, few jobs per accelerator.
 
 Exact by labels over down-sets (:mod:`~planner.placement.latency_labels`) where these are few; else
-the best that a narrow search finds, with the bound of paths (:mod:`~planner.placement.tails`).
+the best that narrow and coarse searches find, with the bound of paths
+(:mod:`~planner.placement.tails`).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import networkx as nx
@@ -17,7 +18,7 @@ import numpy as np
 
 from planner.placement.answer import Placement, PlacementResult
 from planner.placement.blocks import Blocks
-from planner.placement.downsets import down_sets, prefixes
+from planner.placement.downsets import DownSets, down_sets, prefixes
 from planner.placement.latency_labels import ON_HOST, LatencyLabels, devices_of
 from planner.placement.problem import PlacementProblem
 from planner.placement.tails import Tails
@@ -27,7 +28,12 @@ from profiler.errors import InvalidInputError
 WIDTHS = ((2, 1.0), (20000, 0.7), (16, 0.5), (128, 1.0))
 """Labels kept per down-set and the part of the time left for it: a quick answer, an attempt at a
 proof, and, if that took too long, better answers."""
-MAX_TABLE = 10**7
+MAX_TABLE = 2 * 10**7
+FEW = 5000
+"""With more down-sets than this, quick answers are sought first."""
+
+COARSE_SHARE = 0.3
+"""Of the time, for these."""
 
 Steps = Sequence[tuple[int, tuple[int, ...]]]
 
@@ -81,23 +87,57 @@ class _Search:
         if not np.isfinite(self.blocks.times_s.min(axis=0)).all():
             self._all_searched(max_jobs)
             return self.result(max_jobs, None)
+        if self.bound_s == math.inf:
+            return self.result(max_jobs, None)
         sets = down_sets(self.blocks, limit=MAX_TABLE // self.blocks.num_blocks)
+        if sets is None or sets.count > FEW:
+            self._coarsely(limits)
         chosen = prefixes(self.blocks) if sets is None else sets
-        if self.bound_s < math.inf:
-            labels = LatencyLabels(self.blocks, chosen, self.tails, host=self.host)
-            for width, share in WIDTHS:
-                if limits.expired or self.latency_s <= self.bound_s * (1 + TOLERANCE):
-                    break
-                deadline = time.monotonic() + share * limits.remaining_s()
-                part = replace(limits, deadline=min(limits.deadline, deadline))
-                found = labels.search(ceiling_s=self.latency_s, width=width, limits=part)
-                if found.steps is not None:
-                    self.latency_s, self.steps = found.latency_s, found.steps
-                if found.complete:
-                    if sets is not None:
-                        self._all_searched(max_jobs)
-                    break
+        if self._searched(self.blocks, chosen, WIDTHS, limits) and sets is not None:
+            self._all_searched(max_jobs)
         return self.result(max_jobs, chosen.count)
+
+    def _coarsely(self, limits: SolveLimits) -> None:
+        """Quick answers where down-sets are many: along one line, then with fewer blocks."""
+        part = _part(limits, COARSE_SHARE)
+        self._searched(self.blocks, prefixes(self.blocks), WIDTHS[:1], part)
+        for coarse in _coarser(self.blocks):
+            sets = down_sets(coarse, limit=FEW)
+            if sets is not None:
+                self._searched(coarse, sets, WIDTHS, part)
+                return
+
+    def _searched(
+        self,
+        blocks: Blocks,
+        sets: DownSets,
+        widths: Sequence[tuple[int, float]],
+        limits: SolveLimits,
+    ) -> bool:
+        """Search ``sets`` more and more widely; whether a search was complete."""
+        labels = LatencyLabels(blocks, sets, self.tails, host=self.host)
+        for width, share in widths:
+            if limits.expired or self.latency_s <= self.bound_s * (1 + TOLERANCE):
+                break
+            found = labels.search(
+                ceiling_s=self.latency_s, width=width, limits=_part(limits, share)
+            )
+            if found.steps is not None:
+                self.latency_s = found.latency_s
+                self.steps = [step for c, own in found.steps for step in self._fine(blocks, c, own)]
+            if found.complete:
+                return True
+        return False
+
+    def _fine(
+        self, blocks: Blocks, c: int, chosen: tuple[int, ...]
+    ) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """A step of ``blocks`` as steps of the search's own blocks, which are no larger."""
+        own = sorted({self.blocks.block_of[i] for b in chosen for i in blocks.members[b]})
+        if c == ON_HOST:
+            yield from ((c, (b,)) for b in own)
+        else:
+            yield c, tuple(own)
 
     def _all_searched(self, max_jobs: int) -> None:
         """What a complete search proves: nothing where blocks may have to be taken apart."""
@@ -163,6 +203,39 @@ class _Search:
             space=space,
             method=method,
         )
+
+
+def _coarser(blocks: Blocks) -> Iterator[Blocks]:
+    """Fewer and fewer blocks: ends joined to their only neighbour, then whole chains as one."""
+    before, behind = _neighbours(blocks)
+    ends = [
+        (u, w)
+        for w, producers in before.items()
+        for u in producers
+        if (len(producers) == 1 and not behind[w]) or (not before[u] and len(behind[u]) == 1)
+    ]
+    without_ends = blocks.merged(ends)
+    yield without_ends
+    before, behind = _neighbours(without_ends)
+    yield without_ends.merged(
+        (u, w) for u, readers in behind.items() for w in readers if len(readers | before[w]) == 2
+    )
+
+
+def _neighbours(blocks: Blocks) -> tuple[dict[int, set[int]], dict[int, set[int]]]:
+    """What stands directly before and directly behind each block."""
+    before: dict[int, set[int]] = {b: set() for b in range(blocks.num_blocks)}
+    behind: dict[int, set[int]] = {b: set() for b in range(blocks.num_blocks)}
+    for first, second in blocks.order_edges:
+        before[second].add(first)
+        behind[first].add(second)
+    return before, behind
+
+
+def _part(limits: SolveLimits, share: float) -> SolveLimits:
+    """A share of the time that is left."""
+    end = time.monotonic() + share * limits.remaining_s()
+    return replace(limits, deadline=min(limits.deadline, end))
 
 
 def units_suffice(problem: PlacementProblem, blocks: Blocks) -> bool:

@@ -64,8 +64,13 @@ def place_contiguous_by_integers(problem: PlacementProblem, limits: SolveLimits)
 def place_any(
     problem: PlacementProblem, limits: SolveLimits, *, start: Placement | None = None
 ) -> PlacementResult:
-    """The best placement without a rule of contiguity, never worse than ``start``."""
+    """The best placement without a rule of contiguity, never worse than ``start``.
+
+    Without a ``start`` the best contiguous placement is sought first, and is it.
+    """
     search = _Search(problem, ordered=False)
+    if start is None:
+        start = place_contiguous(problem, _until(limits, limits.remaining_s() * 0.2)).placement
     if start is not None:
         search.keep(start.devices)
     search.by_pairs(_until(limits, limits.remaining_s() * 0.2))
@@ -242,17 +247,17 @@ class _Search:
         top = self.objective_s
         if math.isinf(top) or self.proved:
             return
-        trial = top / (1 + CLOSE)
+        trial, share = top / (1 + CLOSE), 0.9
         if trial <= self.bound_s:
-            trial = (top + self.bound_s) / 2
+            trial, share = (top + self.bound_s) / 2, 0.5
         while not limits.expired and trial - self.bound_s > 1e-4 * top:
-            part = _until(limits, max(1.0, limits.remaining_s() / 2))
+            part = _until(limits, max(1.0, share * limits.remaining_s()))
             blocks = inseparable(self.blocks, trial)
             if load_bound_s(blocks) > trial or self._refuted(blocks, trial, part):
                 self.bound_s = max(self.bound_s, trial)
             else:
                 top = trial
-            trial = (top + self.bound_s) / 2
+            trial, share = (top + self.bound_s) / 2, 0.5
 
     @staticmethod
     def _refuted(blocks: Blocks, ceiling_s: float, limits: SolveLimits) -> bool:

@@ -361,6 +361,21 @@ class TestEvidence:
                 },
                 "verdict changed with 24.0; this plan has 24.8096",
             ),
+            (
+                "fallback",
+                {"search.fallbacks": [{"devices": ["h/d"], "note": "no other device is left"}]},
+                "h/d has no stage to lose",
+            ),
+            (
+                "fallback",
+                # 31.012 s instead of 24.8096 s is a quarter more.
+                {
+                    "search.fallbacks": [
+                        {"devices": ["h/b"], "objective_s": 31.012, "slowdown": 0.2}
+                    ]
+                },
+                "slowdown is 0.2; it is 0.25",
+            ),
             ("idle", {"search.idle": []}, "h/d have no stage and no reason is given"),
             ("idle", {"search.idle.0.device": "h/a"}, "h/a has a stage"),
             ("idle", {"search.idle.0.device": "h/z"}, "h/z is not in the cluster"),
@@ -455,6 +470,14 @@ def test_every_rule_has_a_test_here() -> None:
     tested = {code for code, _, _ in STRUCTURE + TRANSFERS}
     tested |= {"pin", "forbid", "keep-together", "max-stages", "request-layers", "memory"}
     tested |= {"estimate", "objective", "bound", "status", "certificate", "idle", "edited"}
-    tested |= {"extrapolated", "static-batch", "state", "aggregation", "answer", "baseline"}
+    tested |= {
+        "extrapolated",
+        "static-batch",
+        "state",
+        "aggregation",
+        "answer",
+        "baseline",
+        "fallback",
+    }
     tested |= {"slices"}  # test_check_slices
     assert tested == set(RULES)

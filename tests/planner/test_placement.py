@@ -354,3 +354,29 @@ def test_a_line_through_all_down_sets_needs_no_ceiling() -> None:
     line = best_line(blocks, sets, ceiling_s=100.0, limits=limits())
     assert line is not None
     assert line.load_s == line.bound_s == pytest.approx(3.25)
+
+
+def test_latency_with_very_many_down_sets_is_sought_with_fewer_blocks() -> None:
+    # Two branches of 12 operators, each with an end nobody reads: 2**24 down-sets and more. One
+    # branch fits on each accelerator, the first and the last operator on hosts.
+    names = [f"{branch}{i}" for branch in "ab" for i in range(12)]
+    flows = [Flow(producer="in", consumers=("a0", "b0"), transfer_s=0.1)]
+    for name in names:
+        branch, i = name[0], int(name[1:])
+        following = f"{branch}{i + 1}" if i < 11 else "out"
+        flows.append(Flow(producer=name, consumers=(following, f"{name}x"), transfer_s=0.1))
+    problem = PlacementProblem(
+        operators=(
+            *(operator(name, 0.01) for name in ("in", "out")),
+            *(operator(name, 1.0, size_bytes=1) for name in names),
+            *(operator(f"{name}x", 0.0) for name in names),
+        ),
+        flows=tuple(flows),
+        places=(
+            *(Place(name=f"fast{i}", kind="fast", memory_bytes=12) for i in range(2)),
+            Place(name="host", kind="host", transfer_factor=0.0),
+        ),
+    )
+    result = place_latency(problem, limits(10.0))
+    # 0.1 on a host; a branch receives one tensor, computes 12 s, sends one; 0.1 on a host.
+    assert result.objective_s == pytest.approx(0.1 + 0.1 + 12.0 + 0.1 + 0.1)
