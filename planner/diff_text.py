@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Callable, Mapping
 
 from planner.diff import Change, Figure, PlanDiff
-from planner.render import WIDTH, lines_of
+from planner.screen import WIDTH, lines_of
 from profiler.units import format_bytes, format_seconds
 
 MOST = 12

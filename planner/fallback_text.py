@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from planner.explain import ExplainReport, FallbackShown
+from planner.shown import ExplainReport, FallbackShown
 from profiler.units import format_seconds
 
 MOST_NAMED = 4

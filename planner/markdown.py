@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from planner.explain import ExplainReport, RankShare, Sending
 from planner.fallback_text import fallback_entries
 from planner.planfile import INPUT, OUTPUT
-from planner.render import count, layers_text, objective_name, percent, plain, rate
+from planner.render import objective_name
+from planner.screen import count, layers_text, percent, plain, rate
+from planner.shown import ExplainReport, RankShare, Sending
 from profiler.units import format_bytes, format_seconds
 
 MOST_IN_GRAPH = 60

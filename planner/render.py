@@ -8,26 +8,17 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from planner.actual import Actual
-from planner.explain import (
-    ExplainReport,
-    LayerShown,
-    PipelineShown,
-    RankShown,
-    Sending,
-    StageShown,
-)
 from planner.fallback_text import fallback_entries
 from planner.findings import Finding, Severity
-from planner.planfile import OUTPUT
+from planner.render_tree import placement_lines
 from planner.request import Objective
+from planner.screen import WIDTH, count, cut, lines_of, percent, plain, rate, sides, wrapped
+from planner.shown import ExplainReport, LayerShown, RankShown
 from profiler.units import bytes_unit, format_bytes, format_seconds, seconds_unit
-
-WIDTH = 100
-MAX_LAYER_LINES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +41,7 @@ def render_text(report: ExplainReport, detail: Detail = SCREEN) -> str:
         _header(report),
         _result(report),
         _actuals(report, detail),
-        _placement(report, detail),
+        placement_lines(report, detail.tree),
         _rank_table(report, detail),
         _why(report, detail),
         _listed("Idle devices", [(x.code, x.message) for x in report.idle], detail.others),
@@ -84,7 +75,7 @@ def render_findings(findings: Sequence[Finding]) -> str:
     for severity in Severity:
         for finding in findings:
             if finding.severity is severity:
-                lines += _wrapped(
+                lines += wrapped(
                     f"{finding.severity.value}: {finding.code}: {finding.where}: ", finding.message
                 )
     errors = sum(x.severity is Severity.ERROR for x in findings)
@@ -97,80 +88,9 @@ def render_findings(findings: Sequence[Finding]) -> str:
     return "\n".join(lines_of(lines))
 
 
-def plain(text: str) -> str:
-    """``text`` without what could play tricks on a terminal: control and invisible characters."""
-    return "".join(c if c.isprintable() else "?" for c in text)
-
-
-def lines_of(lines: Iterable[str]) -> Iterator[str]:
-    """Lines as they may be printed: nothing invisible, nothing wider than the page."""
-    for line in lines:
-        shown = plain(line).rstrip()
-        yield shown if len(shown) <= WIDTH else shown[: WIDTH - 3] + "..."
-
-
-def count(number: int, what: str) -> str:
-    """A number of things, in words.
-
-    >>> count(1, "stage"), count(2, "stage")
-    ('1 stage', '2 stages')
-    """
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def rate(items_per_s: float) -> str:
-    """Items a second for people.
-
-    >>> rate(24.96), rate(0.32246), rate(12345.6)
-    ('25.0', '0.322', '12,346')
-    """
-    if 100 <= items_per_s < 1e15:
-        return f"{items_per_s:,.0f}"
-    return (
-        f"{items_per_s:.{1 if items_per_s >= 9.995 else 2}f}"
-        if 1 <= items_per_s < 100
-        else (f"{items_per_s:.3g}")
-    )
-
-
-def percent(fraction: float) -> str:
-    """A fraction in percent, one decimal below ten."""
-    return f"{fraction * 100:.{1 if abs(fraction) < 0.0995 else 0}f} %"
-
-
 def objective_name(report: ExplainReport) -> str:
     """The figure that the request wants small."""
     return "period" if report.result.objective is Objective.THROUGHPUT else "latency"
-
-
-def layers_text(layers: Sequence[str], width: int) -> str:
-    """Selectors in at most ``width`` columns: the first and the last, what is between as dots."""
-    text = ", ".join(layers)
-    if len(text) <= width or not layers:
-        return _cut(text, width)
-    last = _cut(layers[-1], width // 2)
-    first = _cut(layers[0], max(4, width - len(last) - 7)) + ", "
-    for layer in layers[1:-1]:
-        if len(first) + len(layer) + len(last) + 7 > width:
-            break
-        first += layer + ", "
-    return _cut(f"{first}..., {last}", width)
-
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 3] + "..."
-
-
-def _sides(left: str, right: str) -> str:
-    return f"{left:<{WIDTH - len(right) - 1}} {right}"
-
-
-def _wrapped(first: str, text: str) -> list[str]:
-    """``text`` after ``first``, in lines indented by two more than the first."""
-    indent = " " * (len(first) - len(first.lstrip()) + 4)
-    return textwrap.wrap(
-        plain(first + text), WIDTH, subsequent_indent=indent, break_on_hyphens=False
-    ) or [first]
 
 
 def _header(report: ExplainReport) -> list[str]:
@@ -178,15 +98,15 @@ def _header(report: ExplainReport) -> list[str]:
     used = sum(rank.stage is not None for rank in report.ranks)
     wide = min(max(len(x) for x in (inputs.model, inputs.cluster, inputs.profile)), 48)
     return [
-        _sides(
-            f"Plan  {_cut(report.name, 40)}  {report.plan_id[:46]}",
+        sides(
+            f"Plan  {cut(report.name, 40)}  {report.plan_id[:46]}",
             f"objective: {report.result.objective.value}",
         ),
-        f"  model    {_cut(inputs.model, wide):<{wide}}  {inputs.dtype}  "
+        f"  model    {cut(inputs.model, wide):<{wide}}  {inputs.dtype}  "
         f"{count(inputs.num_layers, 'layer')}  {format_bytes(inputs.weight_bytes)} of weights",
-        f"  cluster  {_cut(inputs.cluster, wide):<{wide}}  {count(used, 'device')} in use, "
+        f"  cluster  {cut(inputs.cluster, wide):<{wide}}  {count(used, 'device')} in use, "
         f"{len(report.idle)} idle",
-        f"  profile  {_cut(inputs.profile, wide):<{wide}}  times are known to about "
+        f"  profile  {cut(inputs.profile, wide):<{wide}}  times are known to about "
         f"+/-{percent(inputs.error_fraction)}",
     ]
 
@@ -215,10 +135,10 @@ def _result(report: ExplainReport) -> list[str]:
         f"every {format_seconds(result.period_s)}, {parted}",
         f"  latency     {format_seconds(result.latency_s)} for one batch alone",
         f"  bottleneck  {result.bottleneck}{at}",
-        *_wrapped(
+        *wrapped(
             "  proof       ", f"{found} ({proof.solver}, {count(proof.candidates, 'candidate')})"
         ),
-        *(_wrapped("  baseline    ", proof.baseline) if proof.baseline else ()),
+        *(wrapped("  baseline    ", proof.baseline) if proof.baseline else ()),
     ]
 
 
@@ -241,8 +161,8 @@ def _actuals(report: ExplainReport, detail: Detail) -> list[str]:
         ]
         ratio = "-" if x.ratio is None else f"{x.ratio:.2f}"
         mark = "" if not x.is_off else "   <- the worst" if x.distance == worst else "   <- wrong"
-        line = f"  {_cut(x.what, 41):<42}{figures[0]:>12}{figures[1]:>12}{ratio:>8}{mark}"
-        lines.append(_cut(f"{line}  {x.note}" if x.note else line, WIDTH))
+        line = f"  {cut(x.what, 41):<42}{figures[0]:>12}{figures[1]:>12}{ratio:>8}{mark}"
+        lines.append(cut(f"{line}  {x.note}" if x.note else line, WIDTH))
     more = len(report.actuals) - len(shown)
     return lines + ([f"  ... {more} more, less far off (--verbose)"] if more else [])
 
@@ -251,106 +171,6 @@ def most_telling(actuals: Sequence[Actual], most: int) -> list[Actual]:
     """At most so many figures, in their order: those of the whole run, then those furthest off."""
     order = sorted(range(len(actuals)), key=lambda i: (i >= 2, -actuals[i].distance, i))
     return [actuals[i] for i in sorted(order[:most])]
-
-
-def _placement(report: ExplainReport, detail: Detail) -> list[str]:
-    stages = [stage for pipeline in report.pipelines for stage in pipeline.stages]
-    ranks = sum(len(stage.ranks) for stage in stages)
-    lines = [
-        f"Placement: {count(len(report.pipelines), 'pipeline')}, {count(len(stages), 'stage')}, "
-        f"{count(ranks, 'rank')}"
-    ]
-    left = len(stages)
-    for pipeline in report.pipelines:
-        for block in _blocks(pipeline, report.root_rank):
-            if len(lines) + len(block) > detail.tree and left < len(stages):
-                return [*lines, f"  ... {count(left, 'more stage')} (--verbose)", *_answer(report)]
-            lines += block
-            left -= 1
-    return lines + _answer(report)
-
-
-def _answer(report: ExplainReport) -> list[str]:
-    stages = [stage for pipeline in report.pipelines for stage in pipeline.stages]
-    answers = [x for stage in stages for x in stage.sends if x.target == OUTPUT]
-    tensors = list(dict.fromkeys(name for x in answers for name in x.tensors))
-    moved = sum(x.num_bytes * x.times for x in answers)
-    if report.destination == "scattered":
-        head = "  answer: scattered, each rank keeps that of its items"
-    else:
-        head = (
-            f"  answer: {report.aggregation} of {_cut(', '.join(tensors), 40)} on rank "
-            f"{report.root_rank}, {format_bytes(moved)} a batch"
-        )
-        head += "; then sent to every rank" if report.destination == "all" else ""
-    why = (textwrap.wrap(line, WIDTH - 10) for line in report.legal_because)
-    return [head, *(f"{' ' * 10}{line}" for lines in why for line in lines)]
-
-
-def _blocks(pipeline: PipelineShown, root_rank: int) -> Iterator[list[str]]:
-    """The lines of each stage; the first with the pipeline's own."""
-    head = [_sides(f"  pipeline {pipeline.index}", count(pipeline.items, "item"))]
-    for stage in pipeline.stages:
-        last = stage is pipeline.stages[-1]
-        yield head + list(
-            _stage_lines(stage, "`" if last else "|", " " if last else "|", root_rank)
-        )
-        head = []
-
-
-def _stage_lines(stage: StageShown, corner: str, side: str, root_rank: int) -> Iterator[str]:
-    label = f"  {corner}- stage {stage.index}  "
-    notes = " (whole batch)" if stage.whole_batch else ""
-    if len(stage.ranks) == 1:
-        (x,) = stage.ranks
-        on = f"rank {x.rank}  {x.device} {x.device_type}{notes}"
-    elif stage.num_regions:
-        on = (
-            f"{count(len(stage.ranks), 'rank')}, tensor: {count(stage.num_regions, 'region')} "
-            "sliced"
-        )
-    else:
-        shares = " + ".join(str(x.items) for x in stage.ranks[:6])
-        dots = " + ..." if len(stage.ranks) > 6 else ""
-        on = f"{count(len(stage.ranks), 'rank')}, items {shares}{dots}{notes}"
-    room = max(12, WIDTH - len(label) - 2 - max(len(on), 34))
-    names = ", ".join(stage.layers)
-    yield f"{label}{names if len(names) <= room else '':<{room}}  {on}"
-    if len(names) > room:
-        # Too long for the line: below it, and cut only when it is very long.
-        start = f"  {side}     "
-        lines = textwrap.wrap(names, WIDTH - len(start), break_on_hyphens=False)
-        shown = lines if len(lines) <= MAX_LAYER_LINES else [*lines[: MAX_LAYER_LINES - 1], "..."]
-        yield from (start + line for line in shown)
-    if len(stage.ranks) > 1:
-        for x in stage.ranks:
-            part = f"slices {', '.join(x.slices[:6])}" if x.slices else count(x.items, "item")
-            yield f"  {side}     rank {x.rank}  {x.device} {x.device_type}  {part}"
-        yield from _split_lines(stage, f"  {side}     ")
-    if root_rank not in [x.rank for x in stage.ranks]:
-        for sending in stage.receives:
-            yield f"  {side}     gets {_sending(sending)} from input"
-    for sending in stage.sends:
-        if sending.target != OUTPUT:
-            to = sending.target.rpartition(".")[2].replace("stage", "stage ")
-            yield f"  {side}     `- sends {_sending(sending)} to {to}"
-
-
-def _split_lines(stage: StageShown, indent: str) -> Iterator[str]:
-    """Why the stage is split as it is: what the plan takes with each way."""
-    for x in stage.costs:
-        value = "-" if x.objective_s is None else format_seconds(x.objective_s)
-        mark = "  <- chosen" if x.split == stage.split else ""
-        yield f"{indent}split {x.split:<6} {value:>9}  {_cut(plain(x.how), 60)}{mark}"
-
-
-def _sending(sending: Sending) -> str:
-    what = (
-        f"{_cut(sending.tensors[0], 30)} {_cut(sending.shapes[0], 30)}"
-        if len(sending.tensors) == 1
-        else count(len(sending.tensors), "tensor")
-    )
-    return f"{what}  {format_bytes(sending.num_bytes)} x {sending.times}"
 
 
 def _rank_table(report: ExplainReport, detail: Detail) -> list[str]:
@@ -377,7 +197,7 @@ def _rank_table(report: ExplainReport, detail: Detail) -> list[str]:
     ]
     device = min(max(max(len(x.device) for x in shown), 4), 20)
     lines = [f"{'Per rank':<{device + 8}}"] + [
-        f"  {x.rank:>4}  {_cut(x.device, device):<{device}}" for x in shown
+        f"  {x.rank:>4}  {cut(x.device, device):<{device}}" for x in shown
     ]
     for title, cells in columns:
         wide = max(len(title), *(len(cell) for cell in cells)) + 2
@@ -393,7 +213,7 @@ def _rank_table(report: ExplainReport, detail: Detail) -> list[str]:
     items = count(report.result.microbatch_size, "item")
     lines.append(
         f"  {unit_s} for {items}; {unit}, used with reserve; "
-        f"fullest: rank {tight.rank} {_cut(tight.device, 20)}, {percent(tight.used_fraction)}"
+        f"fullest: rank {tight.rank} {cut(tight.device, 20)}, {percent(tight.used_fraction)}"
     )
     return lines
 
@@ -434,7 +254,7 @@ def _why(report: ExplainReport, detail: Detail) -> list[str]:
     for x in shown:
         value = "-" if x.objective_s is None else format_seconds(x.objective_s)
         worse = "-" if x.worse_fraction is None else f"{x.worse_fraction * 100:+,.1f} %"
-        start = f"  {_cut(plain(x.plan), wide):<{wide}}{value:>11}{_cut(worse, 10):>10}  "
+        start = f"  {cut(plain(x.plan), wide):<{wide}}{value:>11}{cut(worse, 10):>10}  "
         room = WIDTH - len(start)
         reasons = textwrap.wrap(plain(x.why_not), room, break_on_hyphens=False) or [""]
         lines.append(start + reasons[0])
@@ -451,7 +271,7 @@ def _listed(title: str, entries: Sequence[tuple[str, str]], most: int) -> list[s
         return []
     lines = [title]
     for name, message in entries[:most]:
-        lines += _wrapped(f"  {name}  ", message)
+        lines += wrapped(f"  {name}  ", message)
     more = len(entries) - most
     return lines + ([f"  ... {more} more (--verbose)"] if more > 0 else [])
 

@@ -7,18 +7,12 @@ from dataclasses import replace
 import pytest
 
 from planner.check import check_plan
-from planner.explain import ExplainReport, explain, find_layers
+from planner.explain import explain, find_layers
 from planner.markdown import render_markdown
 from planner.planfile import Plan
-from planner.render import (
-    EVERYTHING,
-    WIDTH,
-    layers_text,
-    render_findings,
-    render_json,
-    render_layers,
-    render_text,
-)
+from planner.render import EVERYTHING, render_findings, render_json, render_layers, render_text
+from planner.screen import WIDTH, layers_text
+from planner.shown import ExplainReport
 from tests.support.plans import edit
 from tests.support.small_plans import (
     CHAIN,
