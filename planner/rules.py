@@ -262,9 +262,11 @@ def _by_memory(problem: PlanningProblem, cost: CostModel) -> list[float]:  # noq
 def _by_speed(problem: PlanningProblem, cost: CostModel) -> list[float]:
     everything = tuple(range(problem.num_layers))
     measured = {name: problem.profile.timings_of[name].measured_on for name in problem.devices}
+    # Of devices that share their times the last stands for all: the measured one may be gone.
+    stands = {on: name for name, on in measured.items()}
     seconds = {
-        on: cost.figures.compute_s(everything, on, problem.microbatch)
-        for on in dict.fromkeys(measured.values())
+        on: cost.figures.compute_s(everything, name, problem.microbatch)
+        for on, name in stands.items()
     }
     return [1.0 / s if (s := seconds[on]) > 0 else 1.0 for on in measured.values()]
 

@@ -122,3 +122,12 @@ def test_they_do_not_change_the_plan() -> None:
     assert planned(profile).plan_id == plan(profile, REQUEST).plan_id
     again = Plan.parse(planned(profile).to_text(as_json=False), name="plan.yaml")
     assert again.search.fallbacks == planned(profile).search.fallbacks
+
+
+def test_the_device_whose_times_stand_for_its_twins_may_be_missing() -> None:
+    profile = world(a=1.0, b=1.0)
+    measured = profile.timings[0].model_copy(update={"devices": ("h/a", "h/b")})
+    shared = profile.model_copy(update={"timings": (measured,)})
+    found = by_device(planned(shared))
+    assert found["h/a"].slowdown == pytest.approx(1.0, rel=1e-3)
+    assert found["h/a"].plan == "h/b: l0, l1, l2, l3, l4, l5"
