@@ -8,8 +8,6 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 import statistics
 import sys
@@ -19,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.chains import chain_profile, published_chain
+from benchmarks.records import Record, parser, publish
 from planner.cost import CostModel
 from planner.problem import PlanningProblem
 from planner.request import PlanRequest, Split
@@ -30,16 +29,14 @@ from profiler.errors import InvalidInputError
 from profiler.profile import Profile
 from tests.support.worlds import random_chain
 
-Records = list[dict[str, object]]
+Records = list[Record]
 
 
 def main() -> None:
     """Run the measurements that were asked for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer repeats, same measures")
-    parser.add_argument("--json", type=Path, help="also write the records here")
-    parser.add_argument("--instance", type=Path, help="a published chain to solve as well")
-    args = parser.parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("--instance", type=Path, help="a published chain to solve as well")
+    args = flags.parse_args()
     records = [mismatches(300 if args.quick else 1500)]
     records += [
         timed("chain_48x8_s", chain(48, [4, 4], same_links=True), 3 if args.quick else 9),
@@ -48,14 +45,10 @@ def main() -> None:
     ]
     if args.instance:
         records += [published(args.instance, count) for count in (1, 2, 4, 8)]
-    for record in records:
-        print(f"{record['measure']:34} {record['value']:>12.6g} {record['unit']:6}", end="  ")
-        print(", ".join(f"{k} {v}" for k, v in dict(record["conditions"]).items()))  # type: ignore[call-overload]
-    if args.json:
-        args.json.write_text(json.dumps(records, indent=1) + "\n")
+    publish(records, args.json)
 
 
-def mismatches(count: int) -> dict[str, object]:
+def mismatches(count: int) -> Record:
     """Random small chains whose proved optimum differs from brute force."""
     wrong = proved = compared = seed = 0
     while compared < count:
@@ -87,7 +80,7 @@ def _agree(one: SolverResult, other: SolverResult) -> bool:
     return (one.bound_s or 0.0) <= other.objective_s * (1 + TOLERANCE)
 
 
-def timed(measure: str, profile: Profile, repeats: int) -> dict[str, object]:
+def timed(measure: str, profile: Profile, repeats: int) -> Record:
     """Median seconds from a profile to a proved optimum, single-device stages, throughput."""
     request = PlanRequest(batch_size=8, microbatch_size=1, splits=(Split.LAYERS,))
     seconds = []
@@ -156,7 +149,7 @@ def chain(num_layers: int, counts: list[int], *, same_links: bool, seed: int = 1
     )
 
 
-def published(path: Path, count: int) -> dict[str, object]:
+def published(path: Path, count: int) -> Record:
     """Optimum of a published chain with ``count`` boards of each kind."""
     profile, request = published_chain(path, count)
     start = time.perf_counter()

@@ -12,8 +12,6 @@ answer, from the shell's prompt to the next. The floor there is importing torch 
 
 from __future__ import annotations
 
-import argparse
-import json
 import platform
 import statistics
 import subprocess
@@ -25,6 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.records import Record, parser, publish
 from benchmarks.synthetic import invented_profile, planned, residual_chain, unequal_devices
 
 NUM_LAYERS = 1000
@@ -33,21 +32,15 @@ NUM_DEVICES = 3
 
 def main() -> None:
     """Run the measurements that were asked for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer repeats, same measures")
-    parser.add_argument("--json", type=Path, help="also write the records here")
-    args = parser.parse_args()
+    flags = parser(__doc__)
+    args = flags.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         records = measure(Path(folder), repeats=5 if args.quick else 15)
         records += first_output(Path(folder), repeats=3 if args.quick else 7)
-    for record in records:
-        print(f"{record['measure']:28} {record['value']:>9.3f} {record['unit']:3} ", end="")
-        print(", ".join(f"{k} {v}" for k, v in dict(record["conditions"]).items()))  # type: ignore[call-overload]
-    if args.json:
-        args.json.write_text(json.dumps(records, indent=1) + "\n")
+    publish(records, args.json)
 
 
-def measure(folder: Path, *, repeats: int) -> list[dict[str, object]]:
+def measure(folder: Path, *, repeats: int) -> list[Record]:
     """One record a command: the median time of its whole process."""
     profile = invented_profile(residual_chain(NUM_LAYERS), unequal_devices(NUM_DEVICES))
     profile.dump(folder / "profile.json")
@@ -87,7 +80,7 @@ def measure(folder: Path, *, repeats: int) -> list[dict[str, object]]:
     ]
 
 
-def first_output(folder: Path, *, repeats: int) -> list[dict[str, object]]:
+def first_output(folder: Path, *, repeats: int) -> list[Record]:
     """The time of ``apportion run`` with a four-stage plan, and of the imports it cannot avoid."""
     import numpy as np
     from transformers import LlamaConfig, LlamaForCausalLM

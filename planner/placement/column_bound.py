@@ -21,7 +21,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from planner.placement.blocks import Blocks, Floats, slowness
-from planner.placement.or_tools import LinearMaster
+from planner.placement.linear_master import LinearMaster
 from planner.placement.pricing import Pricer
 from planner.solvers.base import SolveLimits, SolveStatus
 

@@ -23,10 +23,10 @@ from planner.placement.column_bound import Refutation
 from planner.placement.contiguous import best_line
 from planner.placement.downsets import down_sets, prefixes
 from planner.placement.model import PlacementModel
-from planner.placement.or_tools import LARGEST_SUM, solve_integer
 from planner.placement.pairs import filled, improved
 from planner.placement.problem import PlacementProblem
 from planner.solvers.base import SolveLimits, SolveStatus
+from planner.solvers.integer_solving import LARGEST_SUM, solve_integer
 
 MAX_TABLE = 5 * 10**7
 """Blocks times down-sets, a byte each."""
@@ -172,6 +172,7 @@ class _Search:
             if held is not None and not blocks.ordered:
                 model.hint(held)
             answer = solve_integer(model.model, limits)
+            assert not answer.refused, "CP-SAT calls the model invalid"
             if answer.status is SolveStatus.INFEASIBLE:
                 self.bound_s = ceiling if self.devices is not None else math.inf
                 return

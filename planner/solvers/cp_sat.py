@@ -1,4 +1,4 @@
-"""Any stage graph, by OR-Tools CP-SAT: the only file of plans that touches OR-Tools.
+"""Any stage graph, by OR-Tools CP-SAT.
 
 The model is that of ``stage_graphs`` with an objective of ``stage_times``, from a warm start of
 simpler solvers. It is solved twice: in coarse ticks with all that CP-SAT offers, which finds the
@@ -9,12 +9,10 @@ that do not fit by the full memory ledger are cut off and the search repeated.
 from __future__ import annotations
 
 import math
-import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
-
-from ortools.sat.python import cp_model
 
 from planner.bounds import objective_bound_s
 from planner.cost import CostModel
@@ -32,18 +30,13 @@ from planner.solvers.base import (
 )
 from planner.solvers.chain import ChainSolver
 from planner.solvers.greedy import GreedySolver
-from planner.solvers.integer_model import IntegerModel
+from planner.solvers.integer_solving import LARGEST_SUM, solve_integer
 from planner.solvers.slots import Slots
 from planner.solvers.stage_graphs import StageGraphs
 from planner.solvers.stage_times import StageTimes
 
 MAX_CLAUSES = 3e6
 """Rough size of a model; beyond it building takes longer than is worth it."""
-
-LARGEST_SUM = 2**31 - 1
-"""With presolve, 0-1 variables of one inequality must not add up to more: OR-Tools 9.15 keeps such
-sums in 32 bits and then calls the rest optimal (google/or-tools#5293; the property tests met it).
-Without presolve there is no such limit."""
 
 COARSE_TICKS = 10**9
 FINE_TICKS = 10**12
@@ -126,7 +119,7 @@ class _Search:
             if self.objective_s <= limits.goal_s:
                 return
             graphs, scale = self._model(ticks)
-            answer = _solve(graphs.model, limits, presolve=not fine)
+            answer = solve_integer(graphs.model, limits, presolve=not fine)
             if answer.status is SolveStatus.INFEASIBLE:
                 self.bound_s = max(self.bound_s, self.ceiling_s)
                 return
@@ -223,68 +216,7 @@ def _anything_s(problem: PlanningProblem, cost: CostModel) -> float:
     return max(4 * problem.num_microbatches * len(problem.devices) * total, 1e-12)
 
 
-class _Answer:
-    """Status, values by variable (empty without an answer), bound in ticks."""
-
-    def __init__(self, status: SolveStatus, values: list[int], bound: float) -> None:
-        self.status, self.values, self.bound = status, values, bound
-
-
-def _solve(model: IntegerModel, limits: SolveLimits, *, presolve: bool) -> _Answer:
-    """What CP-SAT says about ``model``. An interrupt stops it and reaches the caller."""
-    translated = cp_model.CpModel()
-    variables = [
-        translated.new_bool_var("") if upper == 1 else translated.new_int_var(0, upper, "")
-        for upper in model.upper
-    ]
-
-    def literal(x: int) -> cp_model.LiteralT:
-        return variables[x] if x >= 0 else variables[-x - 1].negated()
-
-    for clause in model.clauses:
-        translated.add_bool_or([literal(x) for x in clause])
-    for choice in model.choices:
-        translated.add_exactly_one([literal(x) for x in choice])
-    for row in model.inequalities:
-        total = cp_model.LinearExpr.weighted_sum(
-            [variables[v] for _, v in row.terms], [c for c, _ in row.terms]
-        )
-        constraint = translated.add(total <= row.upper)
-        if row.when is not None:
-            constraint.only_enforce_if(literal(row.when))
-    for variable, value in model.hints.items():
-        translated.add_hint(variables[variable], value)
-    translated.minimize(variables[model.objective])
-    solver = cp_model.CpSolver()
-    solver.parameters.num_workers = limits.workers
-    solver.parameters.random_seed = limits.seed
-    solver.parameters.max_time_in_seconds = max(0.01, limits.remaining_s())
-    solver.parameters.cp_model_presolve = presolve
-    solver.parameters.stop_after_first_solution = limits.goal_s == math.inf
-    solver.parameters.presolve_inclusion_work_limit = 0  # the part of #5293
-    # In a thread of its own, because the call does not return for an interrupt.
-    solver.parameters.catch_sigint_signal = False
-    outcome: list[object] = []
-    thread = threading.Thread(target=lambda: outcome.append(solver.solve(translated)), daemon=True)
-    thread.start()
-    try:
-        while thread.is_alive():
-            thread.join(timeout=0.1)
-    except BaseException:
-        solver.stop_search()
-        thread.join()
-        raise
-    status = outcome[0] if outcome else cp_model.UNKNOWN
-    if status == cp_model.INFEASIBLE:
-        return _Answer(SolveStatus.INFEASIBLE, [], 0.0)
-    bound = max(0.0, solver.best_objective_bound)
-    if status == cp_model.OPTIMAL or status == cp_model.FEASIBLE:
-        values = [int(solver.value(variable)) for variable in variables]
-        return _Answer(SolveStatus.FEASIBLE, values, bound)
-    return _Answer(SolveStatus.UNKNOWN, [], bound if status == cp_model.UNKNOWN else 0.0)
-
-
-def _order(graphs: StageGraphs, values: list[int]) -> list[int]:
+def _order(graphs: StageGraphs, values: Sequence[int]) -> list[int]:
     """Slots with layers, in the order of their stages."""
     held = sorted({s for (_, s), x in graphs.x.items() if values[x]})
 
@@ -294,7 +226,7 @@ def _order(graphs: StageGraphs, values: list[int]) -> list[int]:
     return sorted(held, key=lambda s: sum(holds(graphs.before(t, s)) for t in held if t != s))
 
 
-def _decode(problem: PlanningProblem, graphs: StageGraphs, values: list[int]) -> Assignment:
+def _decode(problem: PlanningProblem, graphs: StageGraphs, values: Sequence[int]) -> Assignment:
     order = _order(graphs, values)
     options = [graphs.slots.slots[s].option for s in order]
     stages = []
@@ -312,7 +244,7 @@ def _decode(problem: PlanningProblem, graphs: StageGraphs, values: list[int]) ->
     return Assignment.single(stages, items=problem.items, routing=Routing.DIRECT)
 
 
-def _held(graphs: StageGraphs, values: list[int], stage: int) -> tuple[int, tuple[int, ...]]:
+def _held(graphs: StageGraphs, values: Sequence[int], stage: int) -> tuple[int, tuple[int, ...]]:
     """The slot of a stage, and the layers in it."""
     s = _order(graphs, values)[stage]
     return s, tuple(i for i in graphs.layers if (i, s) in graphs.x and values[graphs.x[i, s]])

@@ -12,9 +12,10 @@ from planner.cost import CostModel
 from planner.problem import PlanningProblem
 from planner.request import Objective, Pin, PlanRequest, Split
 from planner.solvers.base import SolveLimits, SolverResult, SolveStatus
-from planner.solvers.cp_sat import LARGEST_SUM, CpSatSolver, _Search, _solve
+from planner.solvers.cp_sat import CpSatSolver, _Search
 from planner.solvers.greedy import GreedySolver
 from planner.solvers.integer_model import IntegerModel
+from planner.solvers.integer_solving import LARGEST_SUM, solve_integer
 from profiler.graph import ModelGraph
 from profiler.profile import Profile
 from tests.support.builders import make_cluster, make_graph, make_profile
@@ -150,6 +151,6 @@ def test_an_interrupt_reaches_the_caller() -> None:
     start = time.monotonic()
     timer.start()
     with pytest.raises(KeyboardInterrupt):
-        _solve(model, SolveLimits(deadline=start + 60.0), presolve=True)
+        solve_integer(model, SolveLimits(deadline=start + 60.0), presolve=True)
     assert time.monotonic() - start < 10.0
     timer.join()

@@ -1,35 +1,38 @@
-"""Linear and integer programs of placements, solved by OR-Tools: the one file here that imports it.
-
-Integer programs come as :class:`~planner.solvers.integer_model.IntegerModel` and go to CP-SAT,
-linear ones are built up column by column and go to GLOP.
-"""
+"""Integer models solved by OR-Tools CP-SAT: the one file that imports it."""
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ortools.linear_solver import pywraplp
 from ortools.sat.python import cp_model
 
 from planner.solvers.base import SolveLimits, SolveStatus
 from planner.solvers.integer_model import IntegerModel
 
 LARGEST_SUM = 2**31 - 1
-"""With presolve, 0-1 variables of one inequality must not add up to more (google/or-tools#5293)."""
+"""With presolve, 0-1 variables of one inequality must not add up to more: OR-Tools 9.15 keeps such
+sums in 32 bits and then calls the rest optimal (google/or-tools#5293; the property tests met it).
+Without presolve there is no such limit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IntegerAnswer:
-    """Values by variable (empty without an answer) and a lower bound on the objective."""
+    """Values by variable (empty without an answer) and a lower bound on the objective.
+
+    ``refused``: CP-SAT calls the model invalid (its sums are too large); nothing is known then.
+    """
 
     status: SolveStatus
     values: tuple[int, ...]
     bound: float
+    refused: bool = False
 
 
-def solve_integer(model: IntegerModel, limits: SolveLimits) -> IntegerAnswer:
+def solve_integer(
+    model: IntegerModel, limits: SolveLimits, *, presolve: bool = True
+) -> IntegerAnswer:
     """What CP-SAT says about ``model``. An interrupt stops it and reaches the caller."""
     translated = cp_model.CpModel()
     variables = [
@@ -58,6 +61,8 @@ def solve_integer(model: IntegerModel, limits: SolveLimits) -> IntegerAnswer:
     solver.parameters.num_workers = limits.workers
     solver.parameters.random_seed = limits.seed
     solver.parameters.max_time_in_seconds = max(0.01, limits.remaining_s())
+    solver.parameters.cp_model_presolve = presolve
+    solver.parameters.stop_after_first_solution = limits.goal_s == math.inf
     solver.parameters.presolve_inclusion_work_limit = 0  # the part of #5293
     # In a thread of its own, because the call does not return for an interrupt.
     solver.parameters.catch_sigint_signal = False
@@ -83,39 +88,7 @@ def solve_integer(model: IntegerModel, limits: SolveLimits) -> IntegerAnswer:
             values=values,
             bound=bound,
         )
-    if status == cp_model.UNKNOWN:
-        return IntegerAnswer(status=SolveStatus.UNKNOWN, values=(), bound=bound)
-    raise AssertionError(f"CP-SAT calls the model invalid: {status}")
-
-
-class LinearMaster:
-    """Minimise ``costs @ x`` over columns ``x >= 0`` that are added one by one.
-
-    Rows are ``lower <= sum <= upper``.
-    """
-
-    def __init__(self, rows: list[tuple[float, float]]) -> None:
-        self._solver = pywraplp.Solver.CreateSolver("GLOP")
-        self._rows = [self._solver.Constraint(lower, upper) for lower, upper in rows]
-        self._objective = self._solver.Objective()
-        self._objective.SetMinimization()
-        self._columns: list[pywraplp.Variable] = []
-
-    def add(self, cost: float, entries: Mapping[int, float]) -> None:
-        """One more column with coefficients by row."""
-        column = self._solver.NumVar(0.0, self._solver.infinity(), "")
-        self._objective.SetCoefficient(column, cost)
-        for row, value in entries.items():
-            self._rows[row].SetCoefficient(column, value)
-        self._columns.append(column)
-
-    def set_cost(self, column: int, cost: float) -> None:
-        """Change what a column costs; columns count from 0 in the order they were added."""
-        self._objective.SetCoefficient(self._columns[column], cost)
-
-    def solve(self) -> tuple[float, list[float], list[float]] | None:
-        """Objective, price of each row and value of each column, or None if it failed."""
-        if self._solver.Solve() != pywraplp.Solver.OPTIMAL:
-            return None
-        prices = [row.dual_value() for row in self._rows]
-        return self._objective.Value(), prices, [x.solution_value() for x in self._columns]
+    refused = status != cp_model.UNKNOWN
+    return IntegerAnswer(
+        status=SolveStatus.UNKNOWN, values=(), bound=0.0 if refused else bound, refused=refused
+    )
