@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -298,9 +299,16 @@ def test_a_refit_makes_the_estimate_what_was_measured(
     assert new.search.baseline is not None
     assert new.search.baseline.plan_id == plan.plan_id
     assert new.inputs.request.batch_size == 8
-    busy = max(rank.busy_s for rank in report.evidence.ranks)
-    # Two microbatches a batch; messages are nearly free in the made-up cluster.
-    assert new.search.baseline.objective_s == pytest.approx(2 * busy, rel=0.2)
+    busy_s = 2 * max(rank.busy_s for rank in report.evidence.ranks)  # two microbatches a batch
+    # On a machine that is busy with other work, messages can take longer than the ranks.
+    device = {rank.rank: rank.device for rank in report.evidence.ranks}
+    wire_s: dict[tuple[int, int], float] = defaultdict(float)
+    for sent in report.links:
+        link = done.profile.cluster.link(device[sent.source], device[sent.target])
+        messages = sent.messages / 20
+        wire_s[sent.source, sent.target] += messages * link.transfer_time_s(sent.num_bytes)
+    expected_s = max(busy_s, *wire_s.values())
+    assert new.search.baseline.objective_s == pytest.approx(expected_s, rel=0.2)
     assert [x for x in check_plan(new, done.profile) if x.severity is Severity.ERROR] == []
 
 
