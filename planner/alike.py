@@ -46,6 +46,7 @@ class LikeDevices:
             problem.reserve_bytes(name),
             self._timings(problem.profile.timings_of[name]),
             tuple(name in here for here in self._limited),
+            tuple(budget.each[name] for budget in problem.targets.budgets),
         )
 
     def named(self, name: str) -> bool:

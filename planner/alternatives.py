@@ -12,7 +12,7 @@ from planner.cost import CostModel, PlanCost
 from planner.lower import describe_bottleneck
 from planner.planfile import Alternative, IdleDevice
 from planner.problem import PlanningProblem
-from planner.request import Objective, Split
+from planner.request import Split
 from planner.rules import RuleOutcome
 from planner.solvers.base import TOLERANCE, Assignment, SolverResult, SolveStatus
 from profiler.units import format_bytes, format_seconds
@@ -188,7 +188,7 @@ def _priced(
     slower = _slower(objective_s, chosen)
     same = assignment == chosen.assignment and problem.microbatch == chosen.problem.microbatch
     why = "this is the plan" if same else slower or "equally good"
-    if slower and chosen.problem.request.objective is Objective.THROUGHPUT:
+    if slower and not chosen.problem.request.objective.counts_latency:
         assert assignment is not None
         why = describe_bottleneck(assignment, price)
     return Rival(
@@ -219,14 +219,14 @@ def _forced(chosen: Chosen, device: str, result: SolverResult) -> Rival:
             why = _no_room(problem, device)
         return _lacking(problem, f"with {device}", why)
     ours, theirs = format_seconds(chosen.objective_s), format_seconds(objective_s)
-    what = "period" if problem.request.objective is Objective.THROUGHPUT else "latency"
+    what = "latency" if problem.request.objective.counts_latency else "period"
     slower = _slower(objective_s, chosen)
     if slower:
         proof = "" if result.status is SolveStatus.OPTIMAL else " found"
         why = f"the best plan{proof} with a stage on it has a {what} of {theirs} instead of {ours}"
         if theirs == ours:
             why += f" ({slower})"
-    elif problem.request.objective is Objective.THROUGHPUT:
+    elif not problem.request.objective.counts_latency:
         bottleneck = describe_bottleneck(chosen.assignment, chosen.price)
         why = f"a stage on it leaves the {what} at {ours}: {bottleneck}"
     else:

@@ -126,7 +126,7 @@ def beside(
 
 
 def _gain_text(figures: Mapping[str, float], objective: Objective) -> str:
-    what = "period" if objective is Objective.THROUGHPUT else "latency"
+    what = "latency" if objective.counts_latency else "period"
     return (
         f"{figures['gain']:.2%} better ({what} {format_seconds(figures['objective_s'])} -> "
         f"{format_seconds(figures['found_s'])})"

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from planner.figures import Figures
 from planner.memory import root_bytes
 from planner.problem import PlanningProblem
-from planner.request import Objective
 
 MAX_WEIGHTS = 16
 """Different devices whose times serve as weights of the layers."""
@@ -25,7 +24,7 @@ _ROUNDING = 1e-12  # of sums in another order: a bound must not exceed what it b
 def objective_bound_s(problem: PlanningProblem, figures: Figures) -> float:
     """No plan for ``problem`` has an objective below this."""
     period_s = period_bound_s(problem, figures)
-    if problem.request.objective is Objective.THROUGHPUT:
+    if not problem.request.objective.counts_latency:
         return period_s
     # Within the latency every device computes its part of the batch.
     return max(period_s, latency_bound_s(problem, figures))

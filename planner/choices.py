@@ -13,7 +13,7 @@ from planner.options import shares_of
 from planner.planfile import SplitCost, StageChoice, StageSplit, place
 from planner.problem import PlanningProblem
 from planner.request import Split
-from planner.rules import memory_shortfall
+from planner.rules import shortfall
 from planner.slices import slices_within
 from planner.slicings import find_slicings, slicing_by_speed
 from planner.solvers.base import Assignment, StageAssignment
@@ -74,7 +74,7 @@ def _priced(
         pipelines = list(assignment.pipelines)
         pipelines[p] = replace(pipelines[p], stages=tuple(stages))
         price = cost.evaluate(Assignment(pipelines=tuple(pipelines)))
-        lacking = memory_shortfall(price)
+        lacking = shortfall(problem, price)
         if lacking is not None:
             short = short or lacking
             continue

@@ -80,13 +80,15 @@ class PipelineCost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanCost:
-    """The price of an assignment. ``wires`` are seconds a batch by wire."""
+    """The price of an assignment. ``wires`` are seconds a batch by wire; ``keeps_targets`` says
+    whether it keeps the problem's limits on times and devices."""
 
     period_s: float
     latency_s: float
     pipelines: tuple[PipelineCost, ...]
     ranks: tuple[RankCost, ...]
     wires: dict[str, float]
+    keeps_targets: bool = True
 
     @property
     def stages(self) -> tuple[StageCost, ...]:
@@ -95,12 +97,17 @@ class PlanCost:
 
     def objective_s(self, objective: Objective) -> float:
         """The figure to make small."""
-        return self.period_s if objective is Objective.THROUGHPUT else self.latency_s
+        return self.latency_s if objective.counts_latency else self.period_s
 
     @property
     def fits(self) -> bool:
         """Whether every rank's memory is enough."""
         return all(r.memory.total_bytes <= r.memory.capacity_bytes for r in self.ranks)
+
+    @property
+    def allowed(self) -> bool:
+        """Whether it fits and keeps every limit."""
+        return self.keeps_targets and self.fits
 
     def shortfalls(self) -> list[RankCost]:
         """Ranks whose memory is not enough, worst first."""
@@ -150,12 +157,17 @@ class CostModel:
             ranks.insert(0, _empty_root(self.figures))
         costs = tuple(pipeline.cost() for pipeline in priced)
         busy = [stage.runs * stage.busy_s for cost in costs for stage in cost.stages]
+        period_s = max([*busy, *wires.values()])
+        latency_s = max(cost.latency_s for cost in costs) + sent_s
         return PlanCost(
-            period_s=max([*busy, *wires.values()]),
-            latency_s=max(cost.latency_s for cost in costs) + sent_s,
+            period_s=period_s,
+            latency_s=latency_s,
             pipelines=costs,
             ranks=tuple(ranks),
             wires=wires,
+            keeps_targets=self.problem.targets.keeps(
+                period_s=period_s, latency_s=latency_s, devices=(r.device for r in ranks)
+            ),
         )
 
 

@@ -44,7 +44,7 @@ class Derived:
 
     def objective_s(self, objective: Objective) -> float:
         """The figure that the request wants small."""
-        return self.period_s if objective is Objective.THROUGHPUT else self.latency_s
+        return self.latency_s if objective.counts_latency else self.period_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

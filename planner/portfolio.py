@@ -10,7 +10,6 @@ from planner.bounds import objective_bound_s
 from planner.cost import CostModel
 from planner.flows import Routing
 from planner.problem import PlanningProblem
-from planner.request import Objective
 from planner.solvers import choose_solver, load_solver
 from planner.solvers.base import (
     TOLERANCE,
@@ -55,10 +54,13 @@ def solve(
     beside = PipelinesSolver(lines)
     if beside.rejects(problem) is not None:
         return _single(problem, cost, solver, limits)
-    if isinstance(solver, ChainSolver) and problem.request.objective is Objective.THROUGHPUT:
+    if isinstance(solver, ChainSolver) and not problem.request.objective.counts_latency:
         names, one = _single(problem, cost, solver, _sooner(limits, 1 - SIDE_FRACTION))
         # Whatever devices of several pipelines hold, those of the first of them hold alone.
-        nothing = one.status is SolveStatus.INFEASIBLE and not problem.required
+        # Not if a time is limited: several may keep what one does not.
+        nothing = one.status is SolveStatus.INFEASIBLE and not (
+            problem.required or problem.targets.limits_times
+        )
         if nothing or (one.objective_s is not None and one.objective_s <= limits.goal_s):
             return names, one
         other = beside.solve(problem, cost=cost, limits=_below(limits, one))
@@ -166,7 +168,7 @@ def _direct_s(problem: PlanningProblem, cost: CostModel, result: SolverResult) -
         return math.inf
     (alone,) = result.assignment.pipelines
     price = cost.evaluate(Assignment(pipelines=(replace(alone, routing=Routing.DIRECT),)))
-    return price.objective_s(problem.request.objective) if price.fits else math.inf
+    return price.objective_s(problem.request.objective) if price.allowed else math.inf
 
 
 def _joined(

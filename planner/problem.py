@@ -17,6 +17,7 @@ from planner.aggregation import answer_names
 from planner.alike import MAX_COMPARED, LikeDevices, Links, same_figures
 from planner.request import Destination, PlanRequest, Split
 from planner.selection import LayerIndex
+from planner.targets import NO_TARGETS, Targets
 from profiler.cluster import Cluster, Link
 from profiler.errors import InvalidInputError
 from profiler.graph import ModelGraph
@@ -31,7 +32,7 @@ class PlanningProblem:
     share a stage. ``classes`` are the usable devices, equal ones together: exchanging two of a
     class changes no figure; the root is always a class of its own. ``required`` devices must have
     a stage (used to price an idle device). ``items`` are those that one pipeline is planned for:
-    the whole batch, or a part of it beside other pipelines.
+    the whole batch, or a part of it beside other pipelines. ``targets`` limit the plan as a whole.
     """
 
     graph: ModelGraph
@@ -46,6 +47,7 @@ class PlanningProblem:
     one_device: frozenset[int]
     classes: tuple[tuple[str, ...], ...]
     required: frozenset[str] = frozenset()
+    targets: Targets = NO_TARGETS
 
     @classmethod
     def build(
@@ -59,8 +61,9 @@ class PlanningProblem:
         """The problem, or the first contradiction in its parts.
 
         Raises:
-            InvalidInputError: unknown device or layer, a device or layer without a usable timing,
-                a batch that the captured model cannot take, wishes that exclude each other.
+            InvalidInputError: unknown device or layer, a device or layer without a usable timing
+                or a price that is needed, a batch that the captured model cannot take, wishes that
+                exclude each other.
         """
         cluster = cluster or profile.cluster
         graph = profile.model
@@ -87,6 +90,7 @@ class PlanningProblem:
                 if any(graph.weight[name].state for name in layer.weights)
             ),
             classes=(),
+            targets=Targets.of(request, cluster),
         )
         return replace(problem, classes=problem._equal_devices())
 

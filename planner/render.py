@@ -15,7 +15,6 @@ from planner.actual import Actual
 from planner.fallback_text import fallback_entries
 from planner.findings import Finding, Severity
 from planner.render_tree import placement_lines
-from planner.request import Objective
 from planner.screen import WIDTH, count, cut, lines_of, percent, plain, rate, sides, wrapped
 from planner.shown import ExplainReport, LayerShown, RankShown
 from profiler.units import bytes_unit, format_bytes, format_seconds, seconds_unit
@@ -90,7 +89,7 @@ def render_findings(findings: Sequence[Finding]) -> str:
 
 def objective_name(report: ExplainReport) -> str:
     """The figure that the request wants small."""
-    return "period" if report.result.objective is Objective.THROUGHPUT else "latency"
+    return "latency" if report.result.objective.counts_latency else "period"
 
 
 def _header(report: ExplainReport) -> list[str]:

@@ -115,6 +115,15 @@ def memory_shortfall(price: PlanCost) -> str | None:
     )
 
 
+def shortfall(problem: PlanningProblem, price: PlanCost) -> str | None:
+    """Why a plan with this ``price`` is not allowed: memory, or a limit of the request; or None."""
+    return memory_shortfall(price) or problem.targets.broken(
+        period_s=price.period_s,
+        latency_s=price.latency_s,
+        devices=[rank.device for rank in price.ranks],
+    )
+
+
 def best_routing(
     problem: PlanningProblem, cost: CostModel, stages: Sequence[StageAssignment]
 ) -> tuple[Assignment, PlanCost]:
@@ -125,7 +134,9 @@ def best_routing(
         assignment = Assignment.single(stages, items=problem.items, routing=routing)
         tried.append((assignment, cost.evaluate(assignment)))
     objective = problem.request.objective
-    return min(tried, key=lambda t: (not t[1].fits, t[1].objective_s(objective)))
+    return min(
+        tried, key=lambda t: (not t[1].fits, not t[1].keeps_targets, t[1].objective_s(objective))
+    )
 
 
 def _best_single(problem: PlanningProblem, cost: CostModel) -> RuleOutcome:
@@ -139,7 +150,7 @@ def _best_single(problem: PlanningProblem, cost: CostModel) -> RuleOutcome:
             why = why or broken or f"the request forbids {device}"
             continue
         assignment, price = best_routing(problem, cost, stages)
-        short = memory_shortfall(price)
+        short = shortfall(problem, price)
         if short is not None:
             why = short
             continue
@@ -175,7 +186,7 @@ def _proportional(
     if broken is not None:
         return RuleOutcome(name=name, assignment=None, price=None, why_not=broken)
     assignment, price = best_routing(problem, cost, stages)
-    short = memory_shortfall(price)
+    short = shortfall(problem, price)
     if short is not None:
         return RuleOutcome(name=name, assignment=None, price=None, why_not=short)
     return RuleOutcome(name=name, assignment=assignment, price=price)
@@ -206,7 +217,7 @@ def _copies(
         )
     )
     price = cost.evaluate(assignment)
-    short = memory_shortfall(price)
+    short = shortfall(problem, price)
     if short is not None:
         return RuleOutcome(name=name, assignment=None, price=None, why_not=short)
     return RuleOutcome(name=name, assignment=assignment, price=price)
@@ -244,7 +255,7 @@ def _sliced(problem: PlanningProblem, cost: CostModel) -> Iterator[RuleOutcome]:
             slices=slicing,
         )
         assignment, price = best_routing(problem, cost, [stage])
-        short = memory_shortfall(price)
+        short = shortfall(problem, price)
         if short is not None:
             yield RuleOutcome(name=name, assignment=None, price=None, why_not=short)
         else:

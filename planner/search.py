@@ -6,6 +6,7 @@ where their bound leaves room for a better plan and time is left.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,7 @@ from planner.problem import PlanningProblem
 from planner.request import PlanRequest
 from planner.rules import RuleOutcome, apply_rules
 from planner.solvers.base import TOLERANCE, SolveLimits, SolverResult, SolveStatus
+from planner.targets import KEPT
 from profiler.cluster import Cluster
 from profiler.profile import Profile
 
@@ -147,8 +149,13 @@ class Search:
 
     @property
     def infeasible(self) -> bool:
-        """Whether it is proved of every size that nothing fits."""
-        return all(r.status is SolveStatus.INFEASIBLE for r in self.results.values())
+        """Whether it is proved of every size that nothing fits and keeps every limit."""
+        most_s = self._most_s(self.costs[0].problem) if self.costs else math.inf
+        return all(
+            r.status is SolveStatus.INFEASIBLE
+            or (r.assignment is None and max(self.bounds_s[size], r.bound_s or 0.0) >= most_s)
+            for size, r in self.results.items()
+        )
 
     def microbatches_text(self) -> str:
         """The microbatch sizes that were searched."""
@@ -213,7 +220,9 @@ class Search:
 
     def _solve(self, cost: CostModel, deadline: float) -> None:
         problem = cost.problem
-        cutoff = None if self.best is None else self.best.objective_s * (1 + TOLERANCE)
+        useful_s = math.inf if self.best is None else self.best.objective_s * (1 + TOLERANCE)
+        useful_s = min(useful_s, self._most_s(problem))
+        cutoff = None if useful_s == math.inf else useful_s
         known = self.bounds_s[problem.microbatch]
         if cutoff is not None and known >= cutoff:
             self.results[problem.microbatch] = _ruled_out(known)
@@ -244,6 +253,10 @@ class Search:
         )
         if self.best is None or _better(found, self.best):
             self.best = found
+
+    def _most_s(self, problem: PlanningProblem) -> float:
+        """Beyond what the request allows of the time that plans are compared by."""
+        return problem.targets.most_of(self.request.objective) * (1 + 2 * KEPT)
 
 
 def _ruled_out(bound_s: float) -> SolverResult:

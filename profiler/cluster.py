@@ -32,7 +32,8 @@ class Device(Record):
     """A thing that computes. ``type`` is free text; equal types on one host are taken as equal.
 
     ``memory_bytes`` is what exists, ``free_bytes`` what a plan may use of it. ``threads`` is the
-    number of processor threads a CPU device computes with.
+    number of processor threads a CPU device computes with. ``price_per_hour`` is in any one
+    currency.
     """
 
     name: str = Field(min_length=1, pattern=r"^[^/\s]+$")
@@ -41,6 +42,7 @@ class Device(Record):
     memory_bytes: Bytes = Field(gt=0)
     free_bytes: Bytes | None = Field(default=None, ge=0)
     threads: int = Field(default=1, ge=1)
+    price_per_hour: float | None = Field(default=None, ge=0)
 
     @property
     def usable_bytes(self) -> int:

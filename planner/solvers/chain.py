@@ -1,14 +1,18 @@
 """Exact search over lines of stages: every cut of the layers' order, every order of devices.
 
 Throughput is a dynamic programme inside a bisection (``chain_period``), latency a shortest path
-(``chain_latency``). On a model whose layers have only one order this is the whole space of stages
+(``chain_latency``). Where the other time is limited, shortest paths answer for both: the least
+latency of plans that keep a period; and, bisecting that, the least period of plans that keep a
+latency. On a model whose layers have only one order this is the whole space of stages
 that relay what passes through; on a branching model it is a part, and nothing is proved.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import ClassVar
 
 from planner.bounds import period_bound_s
@@ -16,7 +20,6 @@ from planner.cost import CostModel
 from planner.flows import Routing
 from planner.options import Option, OptionSet, find_options, place, stage_on
 from planner.problem import PlanningProblem
-from planner.request import Objective
 from planner.solvers.base import (
     Assignment,
     SolveLimits,
@@ -26,6 +29,7 @@ from planner.solvers.base import (
 from planner.solvers.chain_latency import LatencySearch
 from planner.solvers.chain_period import PeriodSearch
 from planner.solvers.chain_tables import ChainTables, Progress, Step
+from planner.targets import KEPT
 
 MAX_ENTRIES = 10**8
 """Sets of used devices, times last devices, times layers, that are tabulated (8 bytes each)."""
@@ -38,6 +42,9 @@ MAX_TRIALS = 200
 
 ENDLESS_S = 1e300
 """A period that any plan keeps: finite, to tell it from what cannot be."""
+
+KEPT_BY = (1 + KEPT) * (1 + 1e-12)
+"""Times a limit: what a programme leaves in, so that no allowed plan is lost to rounding."""
 
 _PROOF = 1e-12  # a plan better by less than this fraction is not better: rounding
 
@@ -88,10 +95,13 @@ class ChainSolver:
         progress = Progress()
         decode = _Decoder(problem, cost, tables.options)
         with suppress(TimeoutError):  # ``progress`` holds what is known by then
-            if problem.request.objective is Objective.THROUGHPUT:
-                _least_period(tables, decode, limits, progress)
+            most_s = problem.targets.other_than(problem.request.objective) * KEPT_BY
+            if problem.request.objective.counts_latency:
+                LatencySearch(tables).run(decode, limits, progress, batch_s=most_s)
+            elif most_s < math.inf:
+                _Bisection(tables, limits, progress).run(_Within(tables, decode, most_s).reach)
             else:
-                LatencySearch(tables).run(decode, limits, progress)
+                _Bisection(tables, limits, progress).run(_Free(tables, decode).reach)
         return _result(problem, space, progress)
 
 
@@ -102,6 +112,7 @@ class _Decoder:
         self, problem: PlanningProblem, cost: CostModel, options: tuple[Option, ...]
     ) -> None:
         self.problem, self.cost, self.options = problem, cost, options
+        self.latency_s = math.inf  # of the last plan, if it is allowed
         self.routings = (
             (Routing.RELAY,) if problem.graph.is_chain else (Routing.RELAY, Routing.DIRECT)
         )
@@ -115,52 +126,105 @@ class _Decoder:
                 steps, options, place(self.problem, options), strict=True
             )
         )
-        least = float("inf")
+        least = self.latency_s = float("inf")
         for routing in self.routings:
             assignment = Assignment.single(stages, items=self.problem.items, routing=routing)
             price = self.cost.evaluate(assignment)
             objective = price.objective_s(self.problem.request.objective)
-            if price.fits:
+            if price.allowed:
                 least = min(least, objective)
+                self.latency_s = min(self.latency_s, price.latency_s)
                 if objective < progress.objective_s:
                     progress.assignment, progress.objective_s = assignment, objective
         return least
 
 
-def _least_period(
-    tables: ChainTables, decode: _Decoder, limits: SolveLimits, progress: Progress
-) -> None:
-    """Bisect the period until nothing better is left.
+class _Free:
+    """Lines that keep a period."""
 
-    Raises:
-        TimeoutError: the deadline has passed; ``progress`` holds what is known.
-    """
-    search = PeriodSearch(tables)
-    progress.bound_s = period_bound_s(tables.problem, tables.figures)
-    trial = ENDLESS_S if limits.cutoff_s is None else limits.cutoff_s
-    true = True  # the programme's value of the last plan is its true one
-    asked = False
-    for _ in range(MAX_TRIALS):
-        steps = search.reach(trial, limits, progress)
-        if steps is None:
-            progress.bound_s = float("inf") if trial == ENDLESS_S else max(progress.bound_s, trial)
-            if progress.relaxed_s == float("inf"):
+    def __init__(self, tables: ChainTables, decode: _Decoder) -> None:
+        self.search, self.decode = PeriodSearch(tables), decode
+
+    def reach(self, trial: float, limits: SolveLimits, progress: Progress) -> float | None:
+        """The period of a plan that keeps ``trial`` as the programme counts it, or None."""
+        steps = self.search.reach(trial, limits, progress)
+        return None if steps is None else self.decode.keep(steps, progress)
+
+
+class _Within:
+    """Lines that keep a period and whose latency is within a limit."""
+
+    def __init__(self, tables: ChainTables, decode: _Decoder, latency_s: float) -> None:
+        self.search, self.decode, self.latency_s = LatencySearch(tables), decode, latency_s
+
+    def reach(self, trial: float, limits: SolveLimits, progress: Progress) -> float | None:
+        """The least period seen of plans that keep ``trial`` as the programme counts it; None if
+        it is proved that none of them is within the latency."""
+        found = _Latencies(self.decode, progress)
+        least = Progress()
+        quick = replace(limits, cutoff_s=self.latency_s, goal_s=self.latency_s)
+        try:
+            self.search.run(found, quick, least, batch_s=trial)
+        finally:
+            progress.priced += least.priced
+        if least.bound_s > self.latency_s:
+            return None
+        return found.period_s
+
+
+class _Latencies:
+    """Keeps plans by their period for one search, and tells another their latency."""
+
+    def __init__(self, decode: _Decoder, kept: Progress) -> None:
+        self.decode, self.kept, self.period_s = decode, kept, math.inf
+
+    def keep(self, steps: list[Step], progress: Progress) -> float:
+        """See :class:`planner.solvers.chain_tables.Decode`."""
+        self.period_s = min(self.period_s, self.decode.keep(steps, self.kept))
+        progress.objective_s = min(progress.objective_s, self.decode.latency_s)
+        return self.decode.latency_s
+
+
+class _Bisection:
+    """The least period for which there is a plan; what is known goes to ``progress``."""
+
+    def __init__(self, tables: ChainTables, limits: SolveLimits, progress: Progress) -> None:
+        self.limits, self.progress = limits, progress
+        progress.bound_s = period_bound_s(tables.problem, tables.figures)
+
+    def run(self, reach: Callable[[float, SolveLimits, Progress], float | None]) -> None:
+        """Bisect until nothing better is left. ``reach`` gives the period of a plan for a trial
+        period (a longer one where the programme leaves something out), or None if there is none.
+
+        Raises:
+            TimeoutError: the deadline has passed; ``progress`` holds what is known.
+        """
+        limits, progress = self.limits, self.progress
+        trial = ENDLESS_S if limits.cutoff_s is None else limits.cutoff_s
+        true = True  # the programme's value of the last plan is its true one
+        asked = False
+        for _ in range(MAX_TRIALS):
+            period_s = reach(trial, limits, progress)
+            if period_s is None:
+                progress.bound_s = (
+                    float("inf") if trial == ENDLESS_S else max(progress.bound_s, trial)
+                )
+                if progress.relaxed_s == float("inf"):
+                    return
+            else:
+                true = period_s <= trial
+                progress.relaxed_s = min(progress.relaxed_s, trial, period_s)
+            if progress.objective_s <= limits.goal_s:
                 return
-        else:
-            period_s = decode.keep(steps, progress)
-            true = period_s <= trial
-            progress.relaxed_s = min(progress.relaxed_s, trial, period_s)
-        if progress.objective_s <= limits.goal_s:
-            return
-        low, high = progress.bound_s, progress.relaxed_s * (1 - _PROOF)
-        # Where pairs of devices share a wire, plans cost more than the programme says, and there
-        # is no exact value to prove: stop when the bound is known well enough.
-        if low >= high or (not true and high - low < 1e-7 * high):
-            return
-        # Halve while the interval is wide; then ask for the proof at once, every other time.
-        middle = (low * high) ** 0.5 if low > 0 else high / 2
-        asked = true and not asked and high - low < 0.02 * high
-        trial = high if asked or not low < middle < high else middle
+            low, high = progress.bound_s, progress.relaxed_s * (1 - _PROOF)
+            # Where pairs of devices share a wire, plans cost more than the programme says, and
+            # there is no exact value to prove: stop when the bound is known well enough.
+            if low >= high or (not true and high - low < 1e-7 * high):
+                return
+            # Halve while the interval is wide; then ask for the proof at once, every other time.
+            middle = (low * high) ** 0.5 if low > 0 else high / 2
+            asked = true and not asked and high - low < 0.02 * high
+            trial = high if asked or not low < middle < high else middle
 
 
 def _size(count: int) -> str:

@@ -56,6 +56,14 @@ def enumerate_states(problem: PlanningProblem, options: Sequence[Option]) -> Sta
     lasts = _chosen(np.all(taken[None] <= every[:, None], axis=2))
     nexts = _chosen(np.all(taken[None] + every[:, None] <= np.array(sizes), axis=2))
     ends = np.all(every[:, :num_classes] >= np.array(least), axis=1)
+    if problem.targets.budgets:  # whatever devices are added, they do not come to less
+        kept = problem.targets.affordable(problem.classes, every[:, :num_classes])
+        ends &= kept
+        code = taken @ np.array(weight)
+        nexts = {
+            state: found[kept[state + code[found]]] if kept[state] else found[:0]
+            for state, found in nexts.items()
+        }
     final = dict(enumerate(ends.tolist()))
     devices = every[:, :num_classes].sum(axis=1)
     levels = [

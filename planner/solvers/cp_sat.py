@@ -174,7 +174,7 @@ class _Search:
         """Take a plan if it is the best; the stages that do not fit in memory."""
         price = self.cost.evaluate(assignment)
         objective = price.objective_s(self.problem.request.objective)
-        if price.fits and objective < self.objective_s:
+        if price.allowed and objective < self.objective_s:
             self.best, self.objective_s = assignment, objective
         return sorted({r.stage for r in price.shortfalls() if r.stage is not None})
 

@@ -72,7 +72,7 @@ class DealtPipelines:
             priced += 1
             price = cost.evaluate(assignment)
             objective_s = price.objective_s(problem.request.objective)
-            if price.fits and objective_s < ceiling_s:
+            if price.allowed and objective_s < ceiling_s:
                 best, ceiling_s = assignment, objective_s
         bound_s = min(objective_bound_s(problem, cost.figures), ceiling_s)
         return SolverResult(

@@ -51,18 +51,16 @@ class ExhaustiveSolver:
     ) -> SolverResult:
         """The best of all assignments."""
         found = find_options(problem, cost.figures)
-        placed = [p for option in found.options for p in _placements(problem, option)]
-        routing = Routing.RELAY if problem.graph.is_chain else Routing.DIRECT
         best: tuple[float, Assignment] | None = None
         priced, complete = 0, True
-        for assignment in _assignments(problem, placed, routing):
+        for assignment in every_plan(problem, cost):
             if limits.expired:
                 complete = False
                 break
             priced += 1
             price = cost.evaluate(assignment)
             objective = price.objective_s(problem.request.objective)
-            if price.fits and (best is None or objective < best[0]):
+            if price.allowed and (best is None or objective < best[0]):
                 best = objective, assignment
         count = "one pipeline" if problem.one_pipeline() else "pipelines side by side"
         space = (
@@ -81,6 +79,14 @@ class ExhaustiveSolver:
             space=space,
             candidates=priced,
         )
+
+
+def every_plan(problem: PlanningProblem, cost: CostModel) -> Iterator[Assignment]:
+    """All plans of the space, whether they fit and keep the limits or not."""
+    found = find_options(problem, cost.figures)
+    placed = [p for option in found.options for p in _placements(problem, option)]
+    routing = Routing.RELAY if problem.graph.is_chain else Routing.DIRECT
+    yield from _assignments(problem, placed, routing)
 
 
 def _placements(problem: PlanningProblem, option: Option) -> Iterator[Placed]:

@@ -82,7 +82,7 @@ def _keep(
     assignment, price = best_routing(problem, cost, stages)
     best.priced += 1
     objective = price.objective_s(problem.request.objective)
-    if price.fits and objective < best.objective_s:
+    if price.allowed and objective < best.objective_s:
         best.assignment, best.objective_s = assignment, objective
 
 

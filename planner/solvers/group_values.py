@@ -101,11 +101,11 @@ class PeriodValues:
 
     def capacity(self, within_s: float) -> Integers:
         """See :class:`GroupValues`."""
-        return _times(within_s, self._below, self._below, self._most)
+        return most_in(within_s, self._below, self._below, self._most)
 
     def known_capacity(self, within_s: float) -> Integers:
         """See :class:`GroupValues`."""
-        return _times(within_s, self._known, self._known, self._most)
+        return most_in(within_s, self._known, self._known, self._most)
 
     def least_s(self, part: Part) -> float:
         """See :class:`GroupValues`."""
@@ -136,7 +136,7 @@ class PeriodValues:
             self._target_s = self._next_target_s(bound_s, useful_s)
         late = [part for part in parts if self.known_s(part) > self._target_s * (1 + PROOF / 2)]
         if not late:  # reached, but for rounding
-            self._target_s = _between(bound_s, self._target_s * (1 - PROOF))
+            self._target_s = between(bound_s, self._target_s * (1 - PROOF))
         count = (late or parts)[0][1]
         trial = min(self._target_s / count, ENDLESS_S)
         survey = self._search.survey(self._most * trial, limits, progress)
@@ -161,7 +161,7 @@ class PeriodValues:
         """
         first, self._target_s = self._target_s == 0.0, useful_s * (1 - PROOF)
         self._ask = first or (not self._ask and useful_s - bound_s < WIDE * useful_s)
-        return self._target_s if self._ask else _between(bound_s, self._target_s)
+        return self._target_s if self._ask else between(bound_s, self._target_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +197,7 @@ class KnownPlans:
         for group, plans in self.of.items():
             first = np.array([plan.first_s for plan in plans])
             again = np.array([plan.again_s for plan in plans])
-            most[group] = _times(within_s, first, again, self._most).max()
+            most[group] = most_in(within_s, first, again, self._most).max()
         return most
 
     def seconds(self, part: Part) -> float:
@@ -211,7 +211,7 @@ class KnownPlans:
 
 
 @dataclass(frozen=True, slots=True)
-class _Trial:
+class Trial:
     """Least sums of durations by group with no server busier than ``limit_s``."""
 
     limit_s: float
@@ -227,7 +227,7 @@ class LatencyValues:
         self._tables, self._most = tables, num_microbatches
         self._below = least_s  # no pipeline has a busiest server less busy than its work
         self._plans = KnownPlans(len(least_s), num_microbatches)
-        self._trials = [_Trial(float("inf"), np.maximum(least_s, path_s))]
+        self._trials = [Trial(float("inf"), np.maximum(least_s, path_s))]
         self._ask = False
 
     @cached_property
@@ -237,7 +237,7 @@ class LatencyValues:
     def capacity(self, within_s: float) -> Integers:
         """See :class:`GroupValues`."""
         each = [
-            _times(within_s, trial.sums_s, self._least_busy(at), self._most)
+            most_in(within_s, trial.sums_s, self._least_busy(at), self._most)
             for at, trial in enumerate(self._trials)
         ]
         return np.asarray(np.max(each, axis=0))
@@ -277,15 +277,7 @@ class LatencyValues:
         sums = np.full(len(self._below), np.inf)
         for group, end in survey.ends.items():
             sums[group] = end.sum_s
-        trials = sorted([*self._trials, _Trial(limit_s, sums)], key=lambda t: -t.limit_s)
-        # A lower limit never allows a smaller sum; one limit may have been tried before.
-        self._trials = []
-        for trial in trials:
-            if self._trials:
-                trial = _Trial(trial.limit_s, np.maximum(trial.sums_s, self._trials[-1].sums_s))
-                if trial.limit_s == self._trials[-1].limit_s:
-                    self._trials.pop()
-            self._trials.append(trial)
+        self._trials = lowered([*self._trials, Trial(limit_s, sums)])
         wanted = {part[0] for part in parts}
         for found in survey.ends:
             if found in wanted or len(survey.ends) <= MAX_TRACED:
@@ -307,7 +299,7 @@ class LatencyValues:
             return trial.limit_s  # once more, to have its plan
         high = min(min(*busiest, trial.limit_s) * (1 - PROOF), (useful_s - sum_s) / (count - 1))
         self._ask = not self._ask and high - low < WIDE * high
-        return high if self._ask else _between(low, high)
+        return high if self._ask else between(low, high)
 
     def _bound_s(self, part: Part, at: int) -> float:
         """Of the plans between a limit and the next."""
@@ -320,13 +312,25 @@ class LatencyValues:
         return np.maximum(self._below, after)
 
 
-def _between(low: float, high: float) -> float:
+def lowered(trials: Sequence[Trial]) -> list[Trial]:
+    """Trials by falling limit, one for each: a lower limit never allows a smaller sum."""
+    kept: list[Trial] = []
+    for trial in sorted(trials, key=lambda t: -t.limit_s):
+        if kept:
+            trial = Trial(trial.limit_s, np.maximum(trial.sums_s, kept[-1].sums_s))
+            if trial.limit_s == kept[-1].limit_s:
+                kept.pop()
+        kept.append(trial)
+    return kept
+
+
+def between(low: float, high: float) -> float:
     """A value between two; ``high`` if there is none."""
     middle = (low * high) ** 0.5 if low > 0 else high / 2
     return middle if low < middle < high else high
 
 
-def _times(within_s: float, first_s: Floats, again_s: Floats, most: int) -> Integers:
+def most_in(within_s: float, first_s: Floats, again_s: Floats, most: int) -> Integers:
     """The largest ``k`` up to ``most`` with ``first + (k - 1) * again <= within``."""
     with np.errstate(divide="ignore", invalid="ignore"):
         room = within_s * (1 + PROOF / 4) - first_s

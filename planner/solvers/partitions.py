@@ -61,6 +61,11 @@ class Partitions:
         self._exact = any(required)
         self._before: dict[int, Integers] = {}
 
+    def allow(self, groups: Flags) -> None:
+        """Only these sets of devices may be used, all pipelines together; parts of one that may
+        be, may be too."""
+        self._enough &= groups
+
     def code(self, counts: Sequence[int]) -> int:
         """The number of the group with so many devices of each class."""
         return int(np.array(counts) @ self._radix)

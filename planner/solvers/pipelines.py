@@ -28,7 +28,6 @@ from planner.cost import CostModel
 from planner.memory import empty_root_memory
 from planner.options import find_options, place, stage_on
 from planner.problem import PlanningProblem
-from planner.request import Objective
 from planner.rules import best_routing
 from planner.solvers import load_solver
 from planner.solvers.arrays import Integers
@@ -42,6 +41,7 @@ from planner.solvers.base import (
 from planner.solvers.chain import ChainSolver, describe_lines
 from planner.solvers.chain_tables import Progress, Step
 from planner.solvers.dealt import SIDE_BY_SIDE, DealtPipelines
+from planner.solvers.group_limits import LimitedValues, NothingMoreError, Wanted
 from planner.solvers.group_values import (
     PROOF,
     GroupValues,
@@ -132,12 +132,13 @@ class _Search:
         most = problem.batch if any(least) else problem.num_microbatches
         sizes = [len(members) for members in problem.classes]
         self.partitions = Partitions(sizes, least, most)
+        self.partitions.allow(problem.targets.affordable(problem.classes, self.partitions.counts))
         self.found = find_options(problem, cost.figures, max_work=MAX_WORK)
 
     def run(self) -> SolverResult:
         """Look closer at the groups of the best division until nothing better is left."""
         values = self._values()
-        with suppress(TimeoutError):  # ``bound_s`` holds at any time
+        with suppress(TimeoutError, NothingMoreError):  # ``bound_s`` holds at any time
             if self._look_closer(values) and self.bound_s < self.ceiling_s * (1 - TOLERANCE):
                 self._mend(values)
         return self._result()
@@ -185,10 +186,25 @@ class _Search:
         least_s = problem.microbatch * WorkBound(problem, figures).item_s(self.partitions.counts)
         least_s[0] = np.inf  # no devices
         tables = partial(self.lines.tables, problem, self.cost, self.found)
-        if problem.request.objective is Objective.THROUGHPUT:
-            return PeriodValues(tables, least_s, problem.num_microbatches)
+        by_latency, count = problem.request.objective.counts_latency, problem.num_microbatches
+        limit_s = problem.targets.other_than(problem.request.objective)
+        if not by_latency and limit_s == math.inf:
+            return PeriodValues(tables, least_s, count)
         path_s = latency_bound_s(problem, figures)
-        return LatencyValues(tables, least_s, problem.num_microbatches, path_s=path_s)
+        if limit_s == math.inf:
+            return LatencyValues(tables, least_s, count, path_s=path_s)
+        return LimitedValues(
+            tables,
+            least_s,
+            count,
+            wanted=Wanted(by_latency=by_latency, limit_s=limit_s, path_s=path_s),
+            price=self._alone,
+        )
+
+    def _alone(self, steps: list[Step]) -> tuple[float, float]:
+        """The time of a pipeline for one microbatch, and between microbatches."""
+        price = self.cost.evaluate(self._assignment([steps], [self.problem.microbatch]))
+        return price.latency_s, price.period_s
 
     def _divide(
         self,
@@ -223,7 +239,7 @@ class _Search:
         assignment = self._assignment(steps, items)
         price = self.cost.evaluate(assignment)
         objective_s = price.objective_s(self.problem.request.objective)
-        if price.fits and objective_s < self.ceiling_s:
+        if price.allowed and objective_s < self.ceiling_s:
             self.best, self.ceiling_s = assignment, objective_s
 
     def _assignment(self, lines: Sequence[Sequence[Step]], items: Sequence[int]) -> Assignment:

@@ -18,7 +18,8 @@ answers with the full ledger.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from planner.figures import Figures
@@ -27,9 +28,13 @@ from planner.problem import PlanningProblem
 from planner.solvers.base import Assignment
 from planner.solvers.integer_model import IntegerModel, Literal, negated
 from planner.solvers.slots import Slots, together_possible
+from planner.targets import KEPT
 
 MAX_UNITS = 2**30
 """Memory is counted in units such that a rank has no more of them."""
+
+BUDGET_UNITS = 10**6
+"""What a plan may come to is counted in so many units."""
 
 Crossing = tuple[str, int | None, int | None, Literal]
 """A tensor that may move, from where, to where (None: input, output), and whether it does."""
@@ -122,6 +127,28 @@ class StageGraphs:
             needed = sum(name in problem.required for name in members)
             if needed:
                 model.at_most([(-n, used) for n, used in taken], -needed)
+        self._afford(counts)
+
+    def _afford(self, counts: Sequence[Sequence[int]]) -> None:
+        """Every budget, in units rounded so that nothing that keeps it is cut off."""
+        for budget in self.problem.targets.budgets:
+            if budget.most == math.inf:
+                continue
+            # The root's device adds nothing: what it comes to is always there.
+            each = [
+                0.0 if budget.root in members else budget.each[members[0]]
+                for members in self.problem.classes
+            ]
+            left = max(0.0, budget.most * (1 + KEPT) - budget.each[budget.root])
+            scale = BUDGET_UNITS / max(budget.most, *each, 1e-300)
+            taken = [
+                (
+                    math.floor(scale * sum(n * x for n, x in zip(counts[s], each, strict=True))),
+                    self.used[s],
+                )
+                for s in self.places
+            ]
+            self.model.at_most(taken, math.floor(left * scale + 1e-6))
 
     def _may_hold(self, s: int, i: int) -> bool:
         problem, slot = self.problem, self.slots.slots[s]

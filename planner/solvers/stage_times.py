@@ -5,6 +5,8 @@
     latency     first and last microbatch through every slot and hop, as in
                 docs/cost-model.md; T >= last behind every hop to the output  (limit_latency)
 
+The one of them that is not the objective is limited too, where the request asks for that.
+
 As every figure is rounded down, the least ``T`` is a bound for the cost model.
 """
 
@@ -13,13 +15,19 @@ from __future__ import annotations
 import math
 
 from planner.bounds import objective_bound_s
-from planner.request import Objective
 from planner.solvers.integer_model import Literal, Terms
 from planner.solvers.stage_graphs import StageGraphs
+from planner.targets import KEPT
+
+MAX_RATIO = 1000
+"""A limit on the other time that is so many times the ceiling is left out: it is far away."""
 
 
 class StageTimes:
-    """Adds the objective of the request to ``graphs``; plans above ``ceiling_s`` are cut off."""
+    """Adds the objective of the request, and its limit on the other time, to ``graphs``.
+
+    Plans above ``ceiling_s`` are cut off.
+    """
 
     def __init__(self, graphs: StageGraphs, *, ceiling_s: float, ceiling_ticks: int) -> None:
         self.graphs, self.model = graphs, graphs.model
@@ -28,20 +36,26 @@ class StageTimes:
         self.scale = ceiling_ticks / ceiling_s if ceiling_s > 0 else 1.0
         self.ceiling = ceiling_ticks
         # The ceiling itself stays within reach when its figures are rounded.
-        self.top = self.model.objective = self._time()
+        # The other time may be longer than the ceiling; so much longer is as good as no limit.
+        other_s = self.problem.targets.other_than(self.problem.request.objective)
+        other = min(other_s * (1 + 2 * KEPT) * self.scale, MAX_RATIO * ceiling_ticks)
+        self.longest = max(ceiling_ticks, math.ceil(other) if other_s < math.inf else 0)
+        self.top = self.model.objective = self.model.integer(self.ceiling + 15)
         least = self.ticks(objective_bound_s(self.problem, self.figures))
         self.model.at_most([(-1, self.top)], -min(least, ceiling_ticks))
-        if self.problem.request.objective is Objective.THROUGHPUT:
-            self._limit_period()
-        else:
-            self._limit_latency()
+        limit, limit_other = self._limit_period, self._limit_latency
+        if self.problem.request.objective.counts_latency:
+            limit, limit_other = limit_other, limit
+        limit(self.top)
+        if other < MAX_RATIO * ceiling_ticks:
+            limit_other(self.model.integer(math.ceil(other)))
 
     def ticks(self, seconds: float) -> int:
-        """Seconds in ticks, rounded down; everything above the ceiling is the same."""
-        return min(math.floor(seconds * self.scale), self.ceiling + 16)
+        """Seconds in ticks, rounded down; everything above what any plan may take is the same."""
+        return min(math.floor(seconds * self.scale), self.longest + 16)
 
     def _time(self) -> int:
-        return self.model.integer(self.ceiling + 15)
+        return self.model.integer(self.longest + 15)
 
     def _compute(self, s: int, r: int, times: int) -> Terms:
         """``times`` a rank's computing."""
@@ -97,18 +111,20 @@ class StageTimes:
                         send[message.source].append((held, moved))
         return [*self._computes(s, times), *self._slowest(receive), *self._slowest(send)]
 
-    def _limit_period(self) -> None:
+    def _limit_period(self, top: int) -> None:
+        """``top`` is at least the time between batches."""
         wires: dict[str, Terms] = {}
         for name, a, b, moved in self.graphs.crossings():
             for message in self.slots.messages(name, a, b):
                 ticks = self.ticks(message.count * message.seconds)
                 wires.setdefault(message.wire, []).append((ticks, moved))
         for terms in wires.values():
-            self.model.at_least(self.top, terms)
+            self.model.at_least(top, terms)
         for s in self.graphs.places:
-            self.model.at_least(self.top, self._busy(s, self.slots.runs(s)))
+            self.model.at_least(top, self._busy(s, self.slots.runs(s)))
 
-    def _limit_latency(self) -> None:
+    def _limit_latency(self, top: int) -> None:
+        """``top`` is at least the time of one batch."""
         model, repeats = self.model, self.problem.num_microbatches - 1
         places, slots = self.graphs.places, self.slots.slots
         hops: dict[tuple[int | None, int | None], list[tuple[str, Literal]]] = {}
@@ -136,12 +152,12 @@ class StageTimes:
                 model.at_least(begin, [(1, first[a]), *duration], when=used)
                 model.at_least(end, [(1, last[a]), *duration], when=used)
             if b is None:
-                model.at_least(self.top, [(1, end)])
+                model.at_least(top, [(1, end)])
                 continue
             arrived = end if slots[b].waits else begin
             model.at_least(first[b], [(1, arrived), *computes[b]], when=used)
             model.at_least(last[b], [(1, end), *computes[b]], when=used)
-        self._layer_times()
+        self._layer_times(top)
 
     def _duration(
         self,
@@ -159,7 +175,7 @@ class StageTimes:
                 ranks[message.target].append((self.ticks(times * message.seconds), moved))
         return self._slowest(ranks)
 
-    def _layer_times(self) -> None:
+    def _layer_times(self, top: int) -> None:
         """Implied: no layer is done before those it reads from, and the way from them.
 
         One relaxation over all layers tells the solver early what a path costs.
@@ -187,7 +203,7 @@ class StageTimes:
                     model.at_least(done[i], [(1, before), *way, *spent])
             # Where no answer leaves the ranks, a batch ends with whichever layer ends last.
             if not graph.outputs or any(name in graph.outputs for name in layer.writes):
-                model.at_least(self.top, [(1, done[i])])
+                model.at_least(top, [(1, done[i])])
 
     def _way(self, name: str) -> Terms:
         """The least time of moving a tensor, wherever it moves."""

@@ -21,7 +21,6 @@ from planner.bounds import objective_bound_s
 from planner.cost import CostModel
 from planner.pools import Paths, Pools, find_pools
 from planner.problem import PlanningProblem
-from planner.request import Objective
 from planner.solvers.base import (
     TOLERANCE,
     Assignment,
@@ -63,7 +62,7 @@ class TemplateSolver:
         reason = problem.one_pipeline()
         if reason is not None:
             return f"one pipeline only: {reason}"
-        if problem.request.objective is not Objective.THROUGHPUT:
+        if problem.request.objective.counts_latency:
             return "it plans for throughput only"
         if problem.required:
             return "it cannot be told to use a device"
@@ -166,7 +165,7 @@ class _Search:
             if assignment is None:
                 continue
             price = self.cost.evaluate(assignment)
-            if price.fits and price.period_s < self.ceiling_s:
+            if price.allowed and price.period_s < self.ceiling_s:
                 self.best, self.ceiling_s = assignment, price.period_s
 
     def _result(self, *, nothing: bool) -> SolverResult:
