@@ -215,6 +215,10 @@ def _forced(chosen: Chosen, device: str, result: SolverResult) -> Rival:
     if result.assignment is None or objective_s is None:
         if result.bound_s is not None and result.bound_s > chosen.objective_s:
             why = f"every plan with it takes at least {format_seconds(result.bound_s)}"
+        elif problem.targets.limited:
+            why = "no plan with a stage on it keeps every limit, or none was found"
+            if result.status is SolveStatus.INFEASIBLE:
+                why = "no plan with a stage on it fits and keeps every limit"
         else:
             why = _no_room(problem, device)
         return _lacking(problem, f"with {device}", why)

@@ -9,34 +9,20 @@ from __future__ import annotations
 from pydantic import ValidationError
 
 from planner.aggregation import choose
-from planner.alternatives import as_alternatives
 from planner.baseline import beside, in_use
-from planner.choices import split_choices
-from planner.cost import CostModel
+from planner.device_search import search_plan
 from planner.fallbacks import with_fallbacks
 from planner.infeasible import explain_failure, unproved
-from planner.lower import estimate, lower
 from planner.microbatches import microbatch_sizes
-from planner.planfile import (
-    FileInput,
-    ModelInput,
-    Plan,
-    PlanInputs,
-    SearchRecord,
-    plan_id,
-)
+from planner.planfile import Plan
 from planner.request import PlanRequest
 from planner.search import Search
-from planner.solvers.base import TOLERANCE
-from planner.warnings import plan_warnings
+from planner.unreachable import explain_limits, has_limits, without_limits
+from planner.written import Refs, written
 from profiler.cluster import Cluster
 from profiler.documents import describe
 from profiler.errors import ApportionError, InvalidInputError
 from profiler.profile import Profile
-
-CREATED_BY = "apportion 0.1.0"
-
-_ADOPTIONS = 2  # times that a rival which turns out better, where nothing was proved, is taken
 
 
 def plan(  # noqa: PLR0913  (one parameter an input)
@@ -68,57 +54,12 @@ def plan(  # noqa: PLR0913  (one parameter an input)
     used = in_use(baseline, min_gain, profile)
     wanted = used.request(wishes) if used and request is None else _request(request, wishes)
     choose(profile.model, wanted)  # before the search: an illegal wish has no plan
-    search = Search(profile, wanted, cluster)
-    search.run()
+    searched = search_plan(profile, wanted, cluster)
+    search = searched.search
     if search.best is None:
-        raise _failure(search)
-    idle, forced, rivals = search.evidence()
-    for _ in range(_ADOPTIONS):
-        if not search.adopt([*forced, *rivals]):
-            break
-        idle, forced, rivals = search.evidence()
-    chosen, result = search.best, search.results[search.best.problem.microbatch]
-    spec = lower(chosen.problem, chosen.assignment, chosen.price)
-    inputs = PlanInputs(
-        model=ModelInput(
-            ref=profile.model.ref,
-            source=profile.model.source,
-            dtype=profile.model.dtype,
-            graph=profile.model.fingerprint,
-            num_layers=len(profile.model.layers),
-            weight_bytes=profile.model.total_weight_bytes,
-        ),
-        cluster=FileInput(
-            ref=cluster_ref or profile_ref,
-            fingerprint=(cluster or profile.cluster).content_digest(),
-        ),
-        profile=FileInput(ref=profile_ref, fingerprint=profile.content_digest()),
-        request=wanted,
-    )
-    record = SearchRecord(
-        solver=search.solver_name,
-        status="optimal" if search.gap <= TOLERANCE else "feasible",
-        objective=wanted.objective,
-        objective_s=chosen.objective_s,
-        bound_s=search.bound_s,
-        gap=search.gap,
-        space=f"{result.space}; {search.microbatches_text()}",
-        candidates=search.candidates,
-        alternatives=as_alternatives(rivals),
-        choices=split_choices(chosen.problem, chosen.assignment, CostModel(chosen.problem)),
-        idle=tuple(idle),
-    )
-    best = Plan(
-        plan_id=plan_id(inputs, spec),
-        created_by=CREATED_BY,
-        inputs=inputs,
-        spec=spec,
-        estimate=estimate(chosen.problem, chosen.assignment, chosen.price),
-        search=record,
-        warnings=plan_warnings(
-            chosen, [*rivals, *forced], gap=search.gap, cost=CostModel(chosen.problem)
-        ),
-    )
+        raise failure(search)
+    refs = Refs(profile=profile_ref, cluster=cluster_ref)
+    best = written(searched, profile, wanted, refs=refs, cluster=cluster)
     decided = best if used is None else beside(best, used, profile, cluster=cluster)
     return with_fallbacks(decided, profile, cluster=cluster) if fallbacks else decided
 
@@ -136,14 +77,24 @@ def _request(request: PlanRequest | None, wishes: dict[str, object]) -> PlanRequ
         raise InvalidInputError(describe(error, "the request")) from error
 
 
-def _failure(search: Search) -> ApportionError:
+def failure(search: Search) -> ApportionError:
+    """Why a search ended without a plan: a proof, with what would make it fit, or want of time."""
     if not search.infeasible:
         return unproved(search.request.limits.time_s)
+    evidence = (
+        f"tried: {search.candidates} candidates with {search.solver_name or 'bounds'}; "
+        "infeasibility is proved."
+    )
+    if has_limits(search.request):
+        clash = explain_limits(
+            search.profile, search.request, cluster=search.cluster, evidence=evidence
+        )
+        if clash is not None:
+            return clash
     return explain_failure(
         search.profile,
-        search.request,
+        without_limits(search.request),
         cluster=search.cluster,
         microbatch=microbatch_sizes(search.profile, search.request).smallest,
-        evidence=f"tried: {search.candidates} candidates with {search.solver_name}; "
-        "infeasibility is proved.",
+        evidence=evidence,
     )

@@ -7,16 +7,18 @@ the search's proof is written beside it: the bound is about the question, not ab
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from pydantic import ValidationError
 
+from planner.check_targets import devices_total
 from planner.diff import diff, headline
 from planner.planfile import (
     Alternative,
     BaselineRecord,
     IdleDevice,
+    LimitRecord,
     Plan,
     PlanWarning,
     SearchRecord,
@@ -99,6 +101,13 @@ def beside(
     objective_s = now.derived.objective_s(objective)
     gain = (objective_s - found_s) / objective_s if objective_s > 0 else 0.0
     figures = {"objective_s": objective_s, "found_s": found_s, "gain": gain}
+    counted = best.search.devices
+    if counted is not None:
+        total = devices_total(now.plan, machines)
+        assert total is not None, "the search had a price of every device"
+        if abs(total - counted.total) > TIE * total:
+            gain = figures["gain"] = (total - counted.total) / total
+        figures |= {"devices": total, "found_devices": counted.total}
     if best.spec == now.plan.spec:
         return _with_record(
             best, baseline, verdict="same", summary="the same plan is still the best", **figures
@@ -112,7 +121,7 @@ def beside(
             summary=f"the best plan changed, {_gain_text(figures, objective)}: {change}",
             **figures,
         )
-    kept = _kept(best, now, objective_s, baseline=baseline, gain=gain, change=change)
+    kept = _kept(best, now, figures, baseline=baseline, change=change)
     if gain > TIE:
         summary = (
             f"the plan in use is kept; the best found is {_gain_text(figures, objective)}, less "
@@ -127,6 +136,9 @@ def beside(
 
 def _gain_text(figures: Mapping[str, float], objective: Objective) -> str:
     what = "latency" if objective.counts_latency else "period"
+    before, after = figures.get("devices"), figures.get("found_devices")
+    if before is not None and after is not None and before != after:
+        return f"{figures['gain']:.2%} better ({objective.value} {before:g} -> {after:g})"
     return (
         f"{figures['gain']:.2%} better ({what} {format_seconds(figures['objective_s'])} -> "
         f"{format_seconds(figures['found_s'])})"
@@ -144,18 +156,19 @@ def _with_record(plan: Plan, baseline: Baseline, **fields: object) -> Plan:
 def _kept(
     best: Plan,
     now: Repriced,
-    objective_s: float,
+    figures: Mapping[str, float],
     *,
     baseline: Baseline,
-    gain: float,
     change: str,
 ) -> Plan:
     """The decision in use on the new inputs, with the proof that was found for them."""
-    search = best.search
+    search, objective_s, gain = best.search, figures["objective_s"], figures["gain"]
     # A plan of another kind than what was searched may be below the bound. That nothing searched
     # is below the plan itself is then still true, and says that.
     outside = objective_s < search.bound_s * (1 - TIE)
     bound_s = min(search.bound_s, objective_s)
+    # Of more devices than the best found needs, nothing is proved.
+    more = search.devices is not None and figures["devices"] > search.devices.bound * (1 + TIE)
     gap = (objective_s - bound_s) / max(bound_s, 1e-300) if objective_s > bound_s else 0.0
     why = f"{gain:.2%} better than the plan in use" if gain > TIE else "no better"
     alternatives = [
@@ -169,13 +182,19 @@ def _kept(
     ]
     record = SearchRecord(
         solver=search.solver,
-        status="optimal" if gap <= TIE and not outside else "feasible",
+        status="optimal" if gap <= TIE and not outside and not more else "feasible",
         objective=search.objective,
         objective_s=objective_s,
         bound_s=bound_s,
         gap=gap,
         space=search.space + ("; the plan in use is of another kind" if outside else ""),
         candidates=search.candidates,
+        devices=None
+        if search.devices is None
+        else search.devices.replaced(
+            total=figures["devices"], bound=min(search.devices.bound, figures["devices"])
+        ),
+        limits=tuple(_limits(search.limits, now)),
         alternatives=tuple(sorted(alternatives, key=_by_objective)),
         idle=tuple(_idle(best, now.plan, gain=gain)),
     )
@@ -186,6 +205,18 @@ def _kept(
             "warnings": tuple(_warnings(best, now, baseline=baseline, gain=gain)),
         }
     )
+
+
+def _limits(limits: Iterable[LimitRecord], now: Repriced) -> Iterator[LimitRecord]:
+    """The limits with what the plan in use has of them."""
+    assert now.derived is not None
+    actual = {
+        "max_latency_s": now.derived.latency_s,
+        "min_items_per_s": now.derived.items_per_s,
+        "max_devices": float(len(now.plan.spec.ranks)),
+    }
+    for limit in limits:
+        yield limit.replaced(actual=actual[limit.limit])
 
 
 def _by_objective(x: Alternative) -> tuple[bool, float, str]:

@@ -20,6 +20,7 @@ from planner.check_evidence import (
 )
 from planner.check_request import request_findings
 from planner.check_structure import structure_findings
+from planner.check_targets import target_findings
 from planner.check_transfers import transfer_findings
 from planner.derive import Derived, derive
 from planner.findings import Finding, Severity, error
@@ -68,6 +69,7 @@ def check_plan(
     findings += memory_findings(derived, layout)
     findings += extrapolated(layout, prices)
     findings += estimate_findings(plan, derived, profile.error_fraction, severity=severity)
+    findings += target_findings(plan, derived, machines, severity=severity)
     findings += search_findings(plan, derived, machines, severity=severity)
     return tuple(findings)
 

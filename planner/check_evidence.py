@@ -198,7 +198,10 @@ def _baseline(search: SearchRecord, said: BaselineRecord, severity: Severity) ->
             f"verdict {said.verdict} with an objective of {said.objective_s} for the plan in use",
         )
     elif said.objective_s:
-        gain = (said.objective_s - said.found_s) / said.objective_s
+        before, after = said.objective_s, said.found_s
+        if said.devices and said.found_devices and _differ(said.devices, said.found_devices, EXACT):
+            before, after = said.devices, said.found_devices
+        gain = (before - after) / before
         if said.gain is None or _differ(said.gain, gain, EXACT, least=1.0):
             yield _evidence(severity, "baseline", where, f"gain is {said.gain}; it is {gain:.6g}")
         worth = gain > EXACT and gain >= said.min_gain
@@ -210,7 +213,8 @@ def _baseline(search: SearchRecord, said: BaselineRecord, severity: Severity) ->
                 f"verdict {said.verdict} at a gain of {gain:.6g} and a least gain of "
                 f"{said.min_gain:.6g}",
             )
-    if said.found_s < search.bound_s * (1 - EXACT):
+    fewer = search.devices is not None and said.found_devices != search.devices.total
+    if said.found_s < search.bound_s * (1 - EXACT) and not fewer:
         yield error(
             "baseline",
             where,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from planner.pareto_command import Wanted, show_front
 from planner.place_command import place
 from profiler.console import STDOUT, Format, commands, note, write_file, write_json, write_result
 from profiler.errors import InvalidInputError
@@ -32,10 +33,12 @@ app = commands("Decide how to split a model, and read, explain and check the dec
 
 
 class Goal(StrEnum):
-    """What to make small: the time between finished batches, or the time of one batch."""
+    """What to make small: the time between batches, that of one batch, the devices, their price."""
 
     THROUGHPUT = "throughput"
     LATENCY = "latency"
+    DEVICES = "devices"
+    PRICE = "price"
 
 
 class Division(StrEnum):
@@ -71,6 +74,7 @@ class Kind(StrEnum):
     PROFILE = "profile"
     PLAN_REQUEST = "plan-request"
     PLAN = "plan"
+    PARETO_FRONT = "pareto-front"
 
 
 PlanArgument = Annotated[str, typer.Argument(help="Plan file; - is stdin.", metavar="PLAN")]
@@ -111,6 +115,16 @@ def plan(  # noqa: PLR0913  (one parameter a flag)
         list[str] | None, typer.Option(help="DEVICE=SIZE: use no more of it.")
     ] = None,
     max_stages: Annotated[int | None, typer.Option(help="Stages at most.")] = None,
+    max_latency: Annotated[
+        str | None, typer.Option(help="TIME that one batch may take at most, as 200ms.")
+    ] = None,
+    min_rate: Annotated[
+        float | None, typer.Option(help="Items a second to finish at least.")
+    ] = None,
+    max_devices: Annotated[int | None, typer.Option(help="Devices in use at most.")] = None,
+    price: Annotated[
+        list[str] | None, typer.Option(help="TYPE=PRICE or DEVICE=PRICE an hour.")
+    ] = None,
     aggregation: Annotated[
         str | None, typer.Option(help="How an ensemble's members are put together; else its own.")
     ] = None,
@@ -135,6 +149,19 @@ def plan(  # noqa: PLR0913  (one parameter a flag)
     with_fallbacks: Annotated[
         bool, typer.Option("--with-fallbacks", help="Also the best plan without each device.")
     ] = False,
+    pareto: Annotated[
+        bool,
+        typer.Option(
+            "--pareto", help="All best trades of latency, throughput and devices; -o: data."
+        ),
+    ] = False,
+    pareto_svg: Annotated[Path | None, typer.Option(help="With --pareto: draw them (SVG).")] = None,
+    pareto_plans: Annotated[
+        Path | None, typer.Option(help="With --pareto: write a plan of each into this directory.")
+    ] = None,
+    point: Annotated[
+        int | None, typer.Option(help="With --pareto: -o is the plan of the point so numbered.")
+    ] = None,
     form: FormatOption = Format.TEXT,
 ) -> None:
     """Find the best split, prove how good it is, and write it down.
@@ -163,6 +190,10 @@ def plan(  # noqa: PLR0913  (one parameter a flag)
         "reserve_bytes": reserve,
         "max_bytes": max_memory and _sizes(max_memory),
         "max_stages": max_stages,
+        "max_latency_s": max_latency,
+        "min_items_per_s": min_rate,
+        "max_devices": max_devices,
+        "prices_per_hour": price and _prices(price),
         "aggregation": aggregation,
         "destination": destination and destination.value,
         "solver": solver,
@@ -172,6 +203,14 @@ def plan(  # noqa: PLR0913  (one parameter a flag)
     used = None if baseline is None else _load(str(baseline))
     asked = _merged_request(request, wishes, measured, used)
     machines = None if cluster is None else Cluster.load(cluster)
+
+    wanted = Wanted(output=output, svg=pareto_svg, plans=pareto_plans, point=point, form=form)
+    if pareto:
+        if baseline is not None or with_fallbacks:
+            raise InvalidInputError("--pareto goes with neither --baseline nor --with-fallbacks")
+        show_front(measured, asked, machines, (str(profile), cluster and str(cluster)), wanted)
+        return
+    wanted.require_nothing()
 
     from planner.api import plan as make_plan
 
@@ -320,7 +359,7 @@ app.command()(place)
 def schema(
     kind: Annotated[Kind, typer.Argument(help="Kind of document.", metavar="KIND")],
 ) -> None:
-    """Print the JSON Schema of a document: cluster, ensemble, profile, plan-request or plan."""
+    """Print the JSON Schema of a kind of document, as in docs/schema/."""
     from planner.schemas import schema_text
 
     write_result(schema_text(kind.value))
@@ -391,6 +430,17 @@ def _forbid(text: str) -> dict[str, object]:
     if "=" not in text:
         return {"device": text}
     return _pair(text, "--forbid", "layers", "device")
+
+
+def _prices(texts: list[str]) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for text in texts:
+        pair = _pair(text, "--price", "type", "price")
+        try:
+            found[str(pair["type"])] = float(str(pair["price"]))
+        except ValueError as error:
+            raise InvalidInputError(f"--price {text!r}: write a number, as 1.20") from error
+    return found
 
 
 def _sizes(texts: list[str]) -> dict[str, object]:

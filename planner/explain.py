@@ -17,16 +17,19 @@ from planner.planfile import (
     Plan,
     RankBinding,
     RankMemory,
+    SearchRecord,
     Stage,
     Transfer,
     place,
 )
 from planner.shown import (
     AlternativeShown,
+    DevicesShown,
     ExplainReport,
     FallbackShown,
     InputsShown,
     LayerShown,
+    LimitShown,
     Notice,
     PipelineShown,
     ProofShown,
@@ -41,6 +44,7 @@ from profiler.errors import InvalidInputError
 
 _RANGE = re.compile(r"(?P<head>.*?)(?P<first>[0-9]{1,9})\.\.(?P<last>[0-9]{1,9})")
 _MOST_NAMES = 10_000
+_SAME = 1e-9  # relative difference of figures that are equal
 
 
 def explain(
@@ -83,6 +87,7 @@ def explain(
             space=search.space,
             candidates=search.candidates,
             baseline=None if search.baseline is None else search.baseline.summary,
+            devices=_devices(search),
         ),
         aggregation=plan.spec.aggregation.strategy,
         legal_because=reasons(plan),
@@ -109,6 +114,10 @@ def explain(
                 note=x.note,
             )
             for x in search.fallbacks
+        ),
+        limits=tuple(
+            LimitShown(limit=x.limit, allowed=x.allowed, actual=x.actual, without_s=x.without_s)
+            for x in search.limits
         ),
         warnings=tuple(_warnings(plan)),
         actuals=() if run_report is None else read_actuals(plan, run_report),
@@ -181,6 +190,14 @@ def _result(plan: Plan, stage_of: Mapping[int, str]) -> ResultShown:
             if estimate.bottleneck == stage or estimate.bottleneck.startswith(stage + " ")
         ),
     )
+
+
+def _devices(search: SearchRecord) -> DevicesShown | None:
+    said = search.devices
+    if said is None:
+        return None
+    proved = said.total <= said.bound * (1 + _SAME)
+    return DevicesShown(what=said.what, total=said.total, bound=said.bound, proved=proved)
 
 
 def _runs(pipeline: Pipeline, microbatch_size: int) -> int:

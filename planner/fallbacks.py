@@ -10,12 +10,14 @@ import time
 from collections.abc import Iterator
 
 from planner.alternatives import Chosen
+from planner.device_search import search_plan
 from planner.planfile import Fallback, Plan, SearchRecord
 from planner.problem import PlanningProblem
 from planner.request import PlanRequest
 from planner.search import Search
 from planner.selection import fold
 from planner.solvers.base import TOLERANCE, StageAssignment
+from planner.unreachable import has_limits
 from profiler.cluster import Cluster
 from profiler.errors import InvalidInputError
 from profiler.profile import Profile
@@ -39,7 +41,7 @@ def with_fallbacks(plan: Plan, profile: Profile, *, cluster: Cluster | None = No
     for left, devices in zip(range(len(groups), 0, -1), groups, strict=True):
         part = max(LEAST_S, (end - time.monotonic()) / left)
         limits = request.limits.replaced(time_s=min(part, request.limits.time_s))
-        asked = _lifted(request, devices[0]).replaced(limits=limits)
+        asked = _lifted(request, devices[0], machines).replaced(limits=limits)
         found.append(_fallback(plan.search, profile, machines, asked, devices))
     search = plan.search.replaced(fallbacks=tuple(found))
     return plan.model_copy(update={"search": search})
@@ -81,12 +83,17 @@ def without_device(cluster: Cluster, device: str) -> Cluster | None:
     return cluster.replaced(hosts=hosts, links=links)
 
 
-def _lifted(request: PlanRequest, device: str) -> PlanRequest:
-    """``request`` without what it says of ``device``."""
+def _lifted(request: PlanRequest, device: str, cluster: Cluster) -> PlanRequest:
+    """``request`` without what it says of ``device``, or of a type that only it has."""
+    others = {name: x.type for name, x in cluster.device.items() if name != device}
+    kept = {*others, *others.values()}
     return request.replaced(
         pins=tuple(x for x in request.pins if x.device != device),
         forbids=tuple(x for x in request.forbids if x.device != device),
         max_bytes={name: size for name, size in request.max_bytes.items() if name != device},
+        prices_per_hour={
+            name: price for name, price in request.prices_per_hour.items() if name in kept
+        },
     )
 
 
@@ -100,9 +107,8 @@ def _fallback(
     fewer = without_device(cluster, devices[0])
     if fewer is None:
         return Fallback(devices=devices, note="no other device is left")
-    search = Search(profile, request, fewer)
     try:
-        search.run()
+        search = search_plan(profile, request, fewer).search
     except InvalidInputError as error:
         return Fallback(devices=devices, note=str(error).splitlines()[0])
     if search.best is None:
@@ -121,6 +127,8 @@ def _nothing(search: Search, profile: Profile, fewer: Cluster) -> str:
     """Why there is no plan, with what the model weighs and what there is to hold it."""
     if not search.infeasible:
         return "no plan was found in the time; whether one fits is open"
+    if has_limits(search.request):
+        return f"no plan on the {len(fewer.device)} devices left keeps every limit (proved)"
     free = max(device.usable_bytes for device in fewer.device.values())
     return (
         f"nothing fits (proved): the model weighs {format_bytes(profile.model.total_weight_bytes)},"

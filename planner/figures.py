@@ -26,6 +26,7 @@ class Figures:
         self._owner = {
             name: problem.profile.timings_of[name].measured_on for name in problem.cluster.device
         }
+        self.tables: dict[object, object] = {}  # what solvers tabulate of these figures
         self._seconds: dict[tuple[str, str, int], float] = {}
         self._peaks: dict[tuple[str, str, int], int] = {}
         self._mapped: dict[tuple[str, str, int], int] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from planner.fallback_text import fallback_entries
+from planner.limit_text import limit_lines
 from planner.planfile import INPUT, OUTPUT
 from planner.render import objective_name
 from planner.screen import count, layers_text, percent, plain, rate
@@ -48,6 +49,7 @@ def _summary(report: ExplainReport) -> list[str]:
         f"- {proved} (`{_code(proof.solver)}`)",
         f"- answer: {report.aggregation} ({report.destination})"
         + "".join(f"; {_text(line)}" for line in report.legal_because),
+        *(f"- limit: {_text(line)}" for line in limit_lines(report)),
         *([f"- baseline: {_text(proof.baseline)}"] if proof.baseline else []),
         f"- model `{_code(inputs.model)}`, {count(inputs.num_layers, 'layer')}, "
         f"{format_bytes(inputs.weight_bytes)}; cluster `{_code(inputs.cluster)}`; profile "

@@ -282,12 +282,16 @@ class BaselineRecord(Record):
     plan is the best found; ``unfit``, the plan in use breaks a rule on these inputs.
     ``objective_s`` is that of the plan in use (absent if unfit), ``found_s`` that of the best
     found, ``gain`` the part of the former that the latter saves. ``summary`` says what differs.
+    Where the objective is what the devices come to, ``devices`` and ``found_devices`` are that of
+    both, and ``gain`` is in these unless they are equal.
     """
 
     plan_id: str
     verdict: Literal["same", "kept", "changed", "unfit"]
     objective_s: float | None = None
     found_s: float
+    devices: float | None = None
+    found_devices: float | None = None
     gain: float | None = None
     min_gain: float = Field(default=0.0, ge=0, lt=1)
     summary: str
@@ -310,12 +314,36 @@ class StageChoice(Record):
     costs: tuple[SplitCost, ...]
 
 
+LimitName = Literal["max_latency_s", "min_items_per_s", "max_devices"]
+"""A limit of the request that a plan as a whole keeps."""
+
+
+class LimitRecord(Record):
+    """A limit of the request, what the plan has of it, and what it costs: ``without_s`` is the
+    least objective seen without it, absent where that was not looked for."""
+
+    limit: LimitName
+    allowed: float
+    actual: Estimated
+    without_s: Estimated | None = None
+
+
+class DevicesRecord(Record):
+    """What the devices with a rank come to, where that is the objective: no plan that keeps the
+    limits comes to less than ``bound``. Price: an hour, in the currency of the prices."""
+
+    what: Literal["devices", "price"]
+    total: float
+    bound: float
+
+
 class SearchRecord(Record):
     """The certificate: ``objective_s`` was reached, nothing below ``bound_s`` exists in ``space``.
 
     ``gap`` = (objective - bound) / bound; ``status`` is ``optimal`` when it is zero to 1e-9.
-    ``baseline`` is there if the plan was made beside one that was in use, ``fallbacks`` if they
-    were asked for.
+    Where the devices are the objective (``devices``), ``objective_s`` is the period of plans that
+    come to no more, and ``optimal`` says that neither can be less. ``baseline`` is there if the
+    plan was made beside one that was in use, ``fallbacks`` if they were asked for.
     """
 
     solver: str
@@ -326,6 +354,8 @@ class SearchRecord(Record):
     gap: float
     space: str
     candidates: int
+    devices: DevicesRecord | None = None
+    limits: tuple[LimitRecord, ...] = ()
     alternatives: tuple[Alternative, ...] = ()
     choices: tuple[StageChoice, ...] = ()
     idle: tuple[IdleDevice, ...] = ()

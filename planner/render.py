@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from planner.actual import Actual
 from planner.fallback_text import fallback_entries
 from planner.findings import Finding, Severity
+from planner.limit_text import limit_lines
 from planner.render_tree import placement_lines
 from planner.screen import WIDTH, count, cut, lines_of, percent, plain, rate, sides, wrapped
 from planner.shown import ExplainReport, LayerShown, RankShown
@@ -134,6 +135,11 @@ def _result(report: ExplainReport) -> list[str]:
         f"every {format_seconds(result.period_s)}, {parted}",
         f"  latency     {format_seconds(result.latency_s)} for one batch alone",
         f"  bottleneck  {result.bottleneck}{at}",
+        *(
+            line
+            for i, text in enumerate(limit_lines(report))
+            for line in wrapped("  " + ("" if i else "limits").ljust(12), text)
+        ),
         *wrapped(
             "  proof       ", f"{found} ({proof.solver}, {count(proof.candidates, 'candidate')})"
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from planner.frontfile import ParetoFront
 from planner.planfile import Plan
 from planner.request import PlanRequest
 from profiler.cluster import Cluster
@@ -17,6 +18,7 @@ DOCUMENTS: dict[str, type[Document]] = {
     "profile": Profile,
     "plan-request": PlanRequest,
     "plan": Plan,
+    "pareto-front": ParetoFront,
 }
 """Documents by the name that ``apportion schema`` takes."""
 

@@ -21,7 +21,7 @@ from planner.problem import PlanningProblem
 from planner.request import PlanRequest
 from planner.rules import RuleOutcome, apply_rules
 from planner.solvers.base import TOLERANCE, SolveLimits, SolverResult, SolveStatus
-from planner.targets import KEPT
+from planner.targets import KEPT, Targets
 from profiler.cluster import Cluster
 from profiler.profile import Profile
 
@@ -37,13 +37,22 @@ EVIDENCE_FRACTION = 0.5
 
 @dataclass
 class Search:
-    """One solve per microbatch size; then variants of the best."""
+    """One solve per microbatch size; then variants of the best.
+
+    ``targets`` go before those of the request. A plan at or below ``goal_s`` ends the search.
+    ``known`` keeps what was looked up for a microbatch size for later searches of the same kind,
+    which then look for better plans than ``best`` only.
+    """
 
     profile: Profile
     request: PlanRequest
     cluster: Cluster | None
+    targets: Targets | None = None
+    goal_s: float = -math.inf
+    known: dict[int, CostModel] | None = None
     best: Chosen | None = None
     results: dict[int, SolverResult] = field(default_factory=dict)
+    untried: list[int] = field(default_factory=list)  # sizes that may keep a limit on times
     ended: set[int] = field(default_factory=set)  # sizes whose search stopped by itself
     costs: list[CostModel] = field(default_factory=list)  # of sizes that were measured
     rules: list[tuple[PlanningProblem, tuple[RuleOutcome, ...]]] = field(default_factory=list)
@@ -58,14 +67,17 @@ class Search:
         limit = self.request.limits.time_s
         end = time.monotonic() + limit
         self.costs = self._promising(sizes.measured)
-        self.rules = [(cost.problem, apply_rules(cost.problem, cost)) for cost in self.costs]
+        if self.known is None or self.best is None:
+            self.rules = [(cost.problem, apply_rules(cost.problem, cost)) for cost in self.costs]
         if self.request.solver is None:  # a named solver answers alone
             self._begin()
         self._pass(self.costs, end)
-        # What does not fit at the smallest size fits at no other.
-        more = sizes.between[:1] if self.infeasible else sizes.between
+        # What does not fit at the smallest size fits at no other; but it may be in time there.
+        hopeless = self.infeasible and not self._limited
+        more = sizes.between[:1] if hopeless else sizes.between
         between = [] if time.monotonic() > end else self._promising(more)
         self._pass(between, end, stop_at=end)
+        self.untried = [x for x in more if x not in self.results] if self._limited else []
         open_ones = [c for c in (*self.costs, *between) if self._open(c)]
         for _ in range(PASSES - 1):
             if time.monotonic() > end - LEAST_FRACTION * limit:
@@ -134,6 +146,20 @@ class Search:
         return min(bounds)
 
     @property
+    def least_s(self) -> float:
+        """No plan has less, found or not; endless if it is proved that there is none."""
+        if self.best is not None:
+            return self.bound_s
+        if self.infeasible:
+            return math.inf
+        bounds = [
+            max(self.bounds_s[size], result.bound_s or 0.0)
+            for size, result in self.results.items()
+            if result.status is not SolveStatus.INFEASIBLE
+        ]
+        return min([*bounds, *(self.bounds_s.get(size, 0.0) for size in self.untried)])
+
+    @property
     def solver_name(self) -> str:
         """The solvers that were used, in the order of their first use."""
         return ", ".join(dict.fromkeys(n for names in self.solver_names for n in names.split(", ")))
@@ -142,16 +168,13 @@ class Search:
     def gap(self) -> float:
         """Relative distance of the plan from what is proved."""
         assert self.best is not None
-        if self.best.objective_s <= self.bound_s:
-            return 0.0
-        # A bound of zero proves nothing; the gap must still be a number.
-        return (self.best.objective_s - self.bound_s) / max(self.bound_s, 1e-300)
+        return gap_of(self.best.objective_s, self.bound_s)
 
     @property
     def infeasible(self) -> bool:
         """Whether it is proved of every size that nothing fits and keeps every limit."""
         most_s = self._most_s(self.costs[0].problem) if self.costs else math.inf
-        return all(
+        return not self.untried and all(
             r.status is SolveStatus.INFEASIBLE
             or (r.assignment is None and max(self.bounds_s[size], r.bound_s or 0.0) >= most_s)
             for size, r in self.results.items()
@@ -183,16 +206,29 @@ class Search:
         """Sizes with least bound first; of equal ones the largest."""
         costs = []
         for size in sizes:
-            cost = CostModel(
-                PlanningProblem.build(
-                    self.profile, self.request, cluster=self.cluster, microbatch=size
-                )
-            )
-            self.bounds_s[size] = objective_bound_s(cost.problem, cost.figures)
+            cost = self._cost(size)
+            problem = cost.problem
+            self.bounds_s[size] = objective_bound_s(problem, cost.figures)
             costs.append(cost)
         return sorted(
             costs, key=lambda c: (self.bounds_s[c.problem.microbatch], -c.problem.microbatch)
         )
+
+    def _cost(self, size: int) -> CostModel:
+        """The cost model for a microbatch size, with what is known of it."""
+        known = None if self.known is None else self.known.get(size)
+        if known is None:
+            problem = PlanningProblem.build(
+                self.profile, self.request, cluster=self.cluster, microbatch=size
+            )
+        else:
+            problem = replace(known.problem, request=self.request)
+        if self.targets is not None:
+            problem = replace(problem, targets=self.targets)
+        cost = CostModel(problem, figures=None if known is None else known.figures)
+        if self.known is not None:
+            self.known.setdefault(size, cost)
+        return cost
 
     def _pass(
         self, costs: Sequence[CostModel], end: float, *, stop_at: float = float("inf")
@@ -201,7 +237,7 @@ class Search:
         least = LEAST_FRACTION * self.request.limits.time_s
         for left, cost in zip(range(len(costs), 0, -1), costs, strict=True):
             now = time.monotonic()
-            if now > stop_at:
+            if now > stop_at or self._reached:
                 return
             self._solve(cost, now + max(least, (end - now) / left))
 
@@ -236,6 +272,7 @@ class Search:
                 workers=self.request.limits.workers,
                 seed=self.request.limits.seed,
                 cutoff_s=cutoff,
+                goal_s=self.goal_s,
             ),
         )
         self.results[problem.microbatch] = result
@@ -254,9 +291,35 @@ class Search:
         if self.best is None or _better(found, self.best):
             self.best = found
 
+    @property
+    def space(self) -> str:
+        """What was searched for the chosen plan, in words."""
+        assert self.best is not None
+        own = self.results.get(self.best.problem.microbatch)
+        spaces = [result.space for result in (own, *self.results.values()) if result is not None]
+        return next((space for space in spaces if space), "plans by simple rules")
+
+    @property
+    def _limited(self) -> bool:
+        """Whether a time of a batch is limited."""
+        return any(cost.problem.targets.limits_times for cost in self.costs)
+
+    @property
+    def _reached(self) -> bool:
+        """Whether a plan is good enough."""
+        return self.best is not None and self.best.objective_s <= self.goal_s
+
     def _most_s(self, problem: PlanningProblem) -> float:
         """Beyond what the request allows of the time that plans are compared by."""
         return problem.targets.most_of(self.request.objective) * (1 + 2 * KEPT)
+
+
+def gap_of(objective_s: float, bound_s: float) -> float:
+    """Relative distance of an objective from its bound."""
+    if objective_s <= bound_s:
+        return 0.0
+    # A bound of zero proves nothing; the gap must still be a number.
+    return (objective_s - bound_s) / max(bound_s, 1e-300)
 
 
 def _ruled_out(bound_s: float) -> SolverResult:

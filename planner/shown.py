@@ -42,6 +42,26 @@ class ResultShown:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DevicesShown:
+    """What the devices come to where that is the objective, and the least that is not ruled out."""
+
+    what: str
+    total: float
+    bound: float
+    proved: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitShown:
+    """A limit of the request beside what the plan has, and the objective without it."""
+
+    limit: str
+    allowed: float
+    actual: float
+    without_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProofShown:
     """How sure it is that nothing better exists, and among what; and beside the plan in use."""
 
@@ -53,6 +73,7 @@ class ProofShown:
     space: str
     candidates: int
     baseline: str | None = None
+    devices: DevicesShown | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +209,7 @@ class ExplainReport:
     alternatives: tuple[AlternativeShown, ...]
     idle: tuple[Notice, ...]
     fallbacks: tuple[FallbackShown, ...]
+    limits: tuple[LimitShown, ...]
     warnings: tuple[Notice, ...]
     actuals: tuple[Actual, ...]
     next_steps: tuple[tuple[str, str], ...]

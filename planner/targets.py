@@ -102,6 +102,11 @@ class Targets:
         """Whether a time of a batch is limited."""
         return min(self.max_period_s, self.max_latency_s) < math.inf
 
+    @property
+    def limited(self) -> bool:
+        """Whether anything is limited."""
+        return self.limits_times or any(x.most < math.inf for x in self.budgets)
+
     def keeps(self, *, period_s: float, latency_s: float, devices: Iterable[str]) -> bool:
         """Whether a plan with these times and ranks on these devices keeps every limit."""
         held = tuple(devices)

@@ -18,7 +18,7 @@ from typing import ClassVar
 from planner.bounds import period_bound_s
 from planner.cost import CostModel
 from planner.flows import Routing
-from planner.options import Option, OptionSet, find_options, place, stage_on
+from planner.options import MAX_WORK, Option, OptionSet, find_options, place, stage_on
 from planner.problem import PlanningProblem
 from planner.solvers.base import (
     Assignment,
@@ -54,18 +54,15 @@ class ChainSolver:
 
     name: ClassVar[str] = "chain"
 
-    def __init__(self) -> None:
-        self._kept: tuple[CostModel, ChainTables] | None = None
-
     def tables(
         self, problem: PlanningProblem, cost: CostModel, found: OptionSet | None = None
     ) -> ChainTables:
-        """The tables of a problem and its options, those of the last ones kept."""
-        found = found or find_options(problem, cost.figures)
-        kept = self._kept
-        if kept is None or kept[0] is not cost or kept[1].found != found:
-            self._kept = kept = cost, ChainTables(problem, cost.figures, found)
-        return kept[1]
+        """The tables of a problem and its options, made once for the same figures."""
+        found = found or options_of(problem, cost)
+        known = cost.figures.tables.get(found)
+        if not isinstance(known, ChainTables):
+            known = cost.figures.tables[found] = ChainTables(problem, cost.figures, found)
+        return known.of(problem)
 
     def rejects(self, problem: PlanningProblem) -> str | None:
         """Why this solver cannot take ``problem``, or None."""
@@ -103,6 +100,17 @@ class ChainSolver:
             else:
                 _Bisection(tables, limits, progress).run(_Free(tables, decode).reach)
         return _result(problem, space, progress)
+
+
+def options_of(
+    problem: PlanningProblem, cost: CostModel, *, max_work: float = MAX_WORK
+) -> OptionSet:
+    """The options of a problem, found once for the same figures."""
+    known = cost.figures.tables.get(max_work)
+    if not isinstance(known, OptionSet):
+        known = find_options(problem, cost.figures, max_work=max_work)
+        cost.figures.tables[max_work] = known
+    return known
 
 
 class _Decoder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -74,6 +75,14 @@ class ChainTables:
         self._diagonal = [
             (np.arange(size - length), np.arange(length, size)) for length in range(size)
         ]
+
+    def of(self, problem: PlanningProblem) -> ChainTables:
+        """These tables for a problem that differs in what devices may and must be used."""
+        if problem is self.problem:
+            return self
+        other = copy(self)
+        other.problem, other.states = problem, enumerate_states(problem, self.options)
+        return other
 
     def runs(self, option: Option) -> int:
         """How often a batch a stage on ``option`` runs."""

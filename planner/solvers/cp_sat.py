@@ -34,6 +34,7 @@ from planner.solvers.integer_solving import LARGEST_SUM, solve_integer
 from planner.solvers.slots import Slots
 from planner.solvers.stage_graphs import StageGraphs
 from planner.solvers.stage_times import StageTimes
+from planner.targets import KEPT
 
 MAX_CLAUSES = 3e6
 """Rough size of a model; beyond it building takes longer than is worth it."""
@@ -82,7 +83,9 @@ class _Search:
         self.best: Assignment | None = None
         self.objective_s = math.inf
         self.bound_s = objective_bound_s(problem, cost.figures)
-        self.cutoff_s = math.inf if limits.cutoff_s is None else limits.cutoff_s
+        self.cutoff_s = problem.targets.most_of(problem.request.objective) * (1 + 2 * KEPT)
+        if limits.cutoff_s is not None:
+            self.cutoff_s = min(self.cutoff_s, limits.cutoff_s)
         self.excluded: list[tuple[int, tuple[int, ...]]] = []
 
     @property
@@ -132,7 +135,7 @@ class _Search:
             for stage in misfits:
                 self.excluded.append(_held(graphs, answer.values, stage))
             # Without a ceiling the ticks were too coarse; in fine ones, better means again.
-            again = before == math.inf or (fine and self.objective_s < before)
+            again = before == math.inf > self.objective_s or (fine and self.objective_s < before)
             if not misfits and not again:
                 return
 

@@ -1,6 +1,7 @@
 """Every assignment, priced one by one: the oracle of the tests, for tiny problems.
 
-It uses nothing but the options and ``CostModel.evaluate``, and knows no device classes: every
+It uses nothing but the options and ``CostModel.evaluate``, and knows no device classes. Fewest
+devices and least price come before the period, limits are kept by leaving plans out. Every
 order of every choice of single devices is tried; side by side, every choice of pipelines without a
 common device, with every way to part the items among them.
 """
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations, pairwise
 from typing import ClassVar
 
-from planner.cost import CostModel
+from planner.cost import CostModel, PlanCost
 from planner.flows import Routing
 from planner.options import Option, find_options, stage_on
 from planner.problem import PlanningProblem
@@ -51,7 +52,7 @@ class ExhaustiveSolver:
     ) -> SolverResult:
         """The best of all assignments."""
         found = find_options(problem, cost.figures)
-        best: tuple[float, Assignment] | None = None
+        best: tuple[tuple[float, float], Assignment] | None = None
         priced, complete = 0, True
         for assignment in every_plan(problem, cost):
             if limits.expired:
@@ -59,7 +60,7 @@ class ExhaustiveSolver:
                 break
             priced += 1
             price = cost.evaluate(assignment)
-            objective = price.objective_s(problem.request.objective)
+            objective = _total(problem, price), price.objective_s(problem.request.objective)
             if price.allowed and (best is None or objective < best[0]):
                 best = objective, assignment
         count = "one pipeline" if problem.one_pipeline() else "pipelines side by side"
@@ -74,11 +75,20 @@ class ExhaustiveSolver:
         return SolverResult(
             status=status,
             assignment=best[1] if best else None,
-            objective_s=best[0] if best else None,
-            bound_s=best[0] if best and complete else None,
+            objective_s=best[0][1] if best else None,
+            bound_s=best[0][1] if best and complete else None,
             space=space,
             candidates=priced,
         )
+
+
+def _total(problem: PlanningProblem, price: PlanCost) -> float:
+    """What the devices come to, where that goes before the time; else nothing."""
+    if not problem.request.objective.of_devices:
+        return 0.0
+    budget = problem.targets.budget(problem.request.objective.value)
+    assert budget is not None
+    return round(budget.total(rank.device for rank in price.ranks), 9)
 
 
 def every_plan(problem: PlanningProblem, cost: CostModel) -> Iterator[Assignment]:

@@ -26,7 +26,7 @@ import numpy as np
 from planner.bounds import WorkBound, latency_bound_s
 from planner.cost import CostModel
 from planner.memory import empty_root_memory
-from planner.options import find_options, place, stage_on
+from planner.options import place, stage_on
 from planner.problem import PlanningProblem
 from planner.rules import best_routing
 from planner.solvers import load_solver
@@ -38,7 +38,7 @@ from planner.solvers.base import (
     SolverResult,
     SolveStatus,
 )
-from planner.solvers.chain import ChainSolver, describe_lines
+from planner.solvers.chain import ChainSolver, describe_lines, options_of
 from planner.solvers.chain_tables import Progress, Step
 from planner.solvers.dealt import SIDE_BY_SIDE, DealtPipelines
 from planner.solvers.group_limits import LimitedValues, NothingMoreError, Wanted
@@ -133,7 +133,7 @@ class _Search:
         sizes = [len(members) for members in problem.classes]
         self.partitions = Partitions(sizes, least, most)
         self.partitions.allow(problem.targets.affordable(problem.classes, self.partitions.counts))
-        self.found = find_options(problem, cost.figures, max_work=MAX_WORK)
+        self.found = options_of(problem, cost, max_work=MAX_WORK)
 
     def run(self) -> SolverResult:
         """Look closer at the groups of the best division until nothing better is left."""

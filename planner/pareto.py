@@ -1,0 +1,413 @@
+"""The Pareto front of latency, throughput and number of devices, with a certificate on each point.
+
+For every number of devices ``n`` the ends of the front come first: least latency, then shortest
+period, each made as good as it can be in the other time. Between two neighbours ``a`` (quicker) and
+``b`` (more throughput) it goes on by epsilon constraints (Haimes, Lasdon, Wismer 1971):
+
+    shortest period with latency <= epsilon,  then least latency with that period
+
+for an epsilon in the middle, or just below the latency of ``b``; if the period of ``a`` comes out,
+nothing lies between ``a`` and epsilon. What each search proves is kept (``front_facts``), so a
+point is called proved only if all three of its figures are.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from planner.alternatives import Chosen
+from planner.cost import CostModel
+from planner.front_facts import Facts
+from planner.request import Objective, PlanRequest
+from planner.search import Search
+from planner.solvers.base import TOLERANCE
+from planner.targets import DEVICES, Budget, Targets
+from profiler.cluster import Cluster
+from profiler.errors import InvalidInputError
+from profiler.profile import Profile
+
+STEP = 1e-6
+"""Points whose latencies differ by a smaller fraction are one."""
+
+WIDE = 1.05
+"""Neighbours whose latencies differ by more than this factor are looked between in the middle."""
+
+MAX_POINTS = 24
+"""Points to look for, the ends for every number of devices first."""
+
+MAX_NUMBERS = 12
+"""Numbers of devices with a front of their own; of more, these are spread evenly by ratio."""
+
+ENDS = 0.6
+"""Of the time, for the ends of all fronts; the rest is for what lies between."""
+
+LEAST_S = 0.2
+"""Seconds that every search gets."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """A plan with its certificate, and the search that it comes from."""
+
+    chosen: Chosen
+    search: Search
+    devices: int
+    period_bound_s: float
+    latency_bound_s: float
+    fewest: bool
+
+    @property
+    def period_s(self) -> float:
+        """Time between batches."""
+        return self.chosen.price.period_s
+
+    @property
+    def latency_s(self) -> float:
+        """Time of one batch."""
+        return self.chosen.price.latency_s
+
+    @property
+    def gap(self) -> float:
+        """The larger relative distance of a time from its bound."""
+        return max(
+            value / bound - 1 if bound > 0 else (math.inf if value > 0 else 0.0)
+            for value, bound in (
+                (self.period_s, self.period_bound_s),
+                (self.latency_s, self.latency_bound_s),
+            )
+        )
+
+    @property
+    def proved(self) -> bool:
+        """Whether nothing dominates the plan."""
+        return self.fewest and self.gap <= TOLERANCE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Front:
+    """Points that do not dominate each other, by devices and latency."""
+
+    points: tuple[Point, ...]
+    last: Search
+    space: str
+    open_regions: int
+    searches: int
+    numbers: tuple[int, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything was looked at and proved."""
+        return not self.open_regions and all(point.proved for point in self.points)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A plan on up to ``most`` devices, and the search for its period."""
+
+    most: int
+    chosen: Chosen
+    search: Search
+
+    @property
+    def period_s(self) -> float:
+        return self.chosen.price.period_s
+
+    @property
+    def latency_s(self) -> float:
+        return self.chosen.price.latency_s
+
+
+@dataclass(frozen=True, slots=True)
+class _Region:
+    """Two neighbours on up to so many devices, and the least latency that is open between them."""
+
+    quick: _Found
+    busy: _Found
+    above_s: float
+    middle: bool = True
+
+    @property
+    def size(self) -> float:
+        """How much may lie between: the product of the logarithms of both ratios."""
+        period = self.quick.period_s / max(self.busy.period_s, 1e-300)
+        latency = self.busy.latency_s / max(self.above_s, 1e-300)
+        return math.log(max(period, 1.0)) * math.log(max(latency, 1.0))
+
+
+def find_front(
+    profile: Profile,
+    request: PlanRequest,
+    *,
+    cluster: Cluster | None = None,
+    max_points: int = MAX_POINTS,
+    report: Callable[[str], None] = lambda _: None,
+) -> Front:
+    """The front for ``request``, whose limits hold for every point; its objective is not used.
+
+    All searches together get the request's time limit. ``report`` is told of progress.
+
+    Raises:
+        InvalidInputError: the inputs contradict each other.
+    """
+    return _Search(profile, request, cluster, max_points, report).run()
+
+
+@dataclass
+class _Search:
+    """The points so far and what is proved."""
+
+    profile: Profile
+    request: PlanRequest
+    cluster: Cluster | None
+    max_points: int
+    report: Callable[[str], None]
+    facts: Facts = field(default_factory=Facts)
+    found: list[_Found] = field(default_factory=list)
+    costs: dict[int, CostModel] = field(default_factory=dict)
+    searches: int = 0
+    space: str = ""
+    unsure: int = 0
+    deadline: float = 0.0
+    last: Search = field(init=False)
+
+    def run(self) -> Front:
+        """The ends for each number of devices, then what lies between neighbours."""
+        begun = time.monotonic()
+        limit_s = self.request.limits.time_s
+        machines = self.cluster or self.profile.cluster
+        if self.request.objective.of_devices:
+            raise InvalidInputError(
+                f"a front has no objective {self.request.objective.value}: it shows every number "
+                "of devices; leave the objective out"
+            )
+        most = min(len(machines.device), self.request.max_devices or len(machines.device))
+        numbers = _numbers(most)
+        regions: list[_Region] = []
+        for left, n in zip(range(len(numbers), 0, -1), numbers, strict=True):
+            now = time.monotonic()
+            self.deadline = now + max(LEAST_S, (begun + ENDS * limit_s - now) / left)
+            regions += self._ends(n)
+        self.deadline = begun + limit_s
+        while regions and time.monotonic() < self.deadline:
+            if len(self._undominated()) >= self.max_points:
+                break
+            regions.sort(key=lambda region: region.size)
+            regions += self._between(regions.pop())
+        self._settle_devices(begun + 1.15 * limit_s)
+        return Front(
+            points=tuple(self._points()),
+            last=self.last,
+            space=self.space,
+            open_regions=len(regions) + self.unsure,
+            searches=self.searches,
+            numbers=tuple(numbers),
+        )
+
+    # --- searches --------------------------------------------------------------------------
+
+    def _least_period(self, n: int, latency_s: float) -> _Found | None:
+        """The shortest period on up to ``n`` devices within a latency."""
+        search, bound_s = self._solve(Objective.THROUGHPUT, n, latency_s, share=2)
+        self.facts.note_period(devices=n, latency_s=latency_s, bound_s=bound_s)
+        return None if search.best is None else _Found(n, search.best, search)
+
+    def _least_latency(self, found: _Found) -> _Found:
+        """The same or a better plan of its period: the least latency that it can have."""
+        n, period_s = found.most, found.period_s
+        search, bound_s = self._solve(Objective.LATENCY, n, period_s, share=2)
+        self.facts.note_latency(devices=n, period_s=period_s, bound_s=bound_s)
+        best = search.best
+        if best is not None and best.price.latency_s < found.latency_s * (1 - TOLERANCE):
+            return _Found(n, best, found.search)
+        return found
+
+    def _solve(
+        self, objective: Objective, n: int, limit_s: float, *, share: int
+    ) -> tuple[Search, float]:
+        """A search for the least of one time under a limit on the other, and what it proves."""
+        rest_s = self.deadline - time.monotonic()
+        limits = self.request.limits.replaced(time_s=max(LEAST_S, rest_s / share))
+        request = self.request.replaced(objective=objective, limits=limits)
+        search = Search(
+            self.profile,
+            request,
+            self.cluster,
+            targets=self._targets(objective, n, limit_s),
+            known=self.costs,
+            best=self._start(objective, n, limit_s),
+        )
+        search.run()
+        self.searches += 1
+        self.last = search
+        if search.best is not None and not self.space:
+            self.space = f"{search.space}; {search.microbatches_text()}"
+        return search, search.least_s
+
+    def _targets(self, objective: Objective, n: int, limit_s: float) -> Targets:
+        machines = self.cluster or self.profile.cluster
+        own = Targets.of(self.request, machines)
+        latency_s = limit_s if objective is Objective.THROUGHPUT else math.inf
+        period_s = limit_s if objective is Objective.LATENCY else math.inf
+        budget = Budget(
+            what=DEVICES,
+            each=dict.fromkeys(machines.device, 1.0),
+            root=machines.root,
+            most=float(n),
+        )
+        return replace(
+            own,
+            max_latency_s=min(own.max_latency_s, latency_s),
+            max_period_s=min(own.max_period_s, period_s),
+            budgets=(budget, *(x for x in own.budgets if x.what != DEVICES)),
+        )
+
+    def _start(self, objective: Objective, n: int, limit_s: float) -> Chosen | None:
+        """The best known plan within the limits of a search."""
+        targets = self._targets(objective, n, limit_s)
+        kept = [
+            found.chosen
+            for found in self.found
+            if targets.keeps(
+                period_s=found.period_s,
+                latency_s=found.latency_s,
+                devices=[rank.device for rank in found.chosen.price.ranks],
+            )
+        ]
+        if not kept:
+            return None
+        best = min(kept, key=lambda x: x.price.objective_s(objective))
+        problem = replace(best.problem, targets=targets)
+        return replace(best, problem=problem, objective_s=best.price.objective_s(objective))
+
+    # --- the front -------------------------------------------------------------------------
+
+    def _ends(self, n: int) -> list[_Region]:
+        """The ends of the front on up to ``n`` devices, and what is open between them."""
+        search, bound_s = self._solve(Objective.LATENCY, n, math.inf, share=4)
+        self.facts.note_latency(devices=n, period_s=math.inf, bound_s=bound_s)
+        if search.best is None:
+            self.report(
+                f"{_devices(n)}: {'nothing fits' if search.infeasible else 'nothing found'}"
+            )
+            return []
+        self.found.append(_Found(n, search.best, search))
+        quick = self._least_period(n, search.best.price.latency_s)
+        quick = self._noted(quick or self.found[-1])
+        busy = self._least_period(n, math.inf)
+        busy = self._noted(self._least_latency(busy) if busy else quick)
+        self.report(
+            f"{_devices(n)}: latency from {quick.latency_s * 1e3:.4g} ms, "
+            f"period from {busy.period_s * 1e3:.4g} ms"
+        )
+        return self._region(quick, busy, quick.latency_s)
+
+    def _noted(self, found: _Found) -> _Found:
+        self.found.append(found)
+        return found
+
+    def _region(
+        self, quick: _Found, busy: _Found, above_s: float, *, middle: bool = True
+    ) -> list[_Region]:
+        """What is open between two neighbours, if anything is."""
+        if (
+            busy.period_s >= quick.period_s * (1 - TOLERANCE)
+            or busy.latency_s * (1 - STEP) <= above_s
+        ):
+            return []
+        return [_Region(quick, busy, above_s, middle)]
+
+    def _between(self, region: _Region) -> list[_Region]:
+        """Look for a point between two neighbours; what is open then."""
+        quick, busy = region.quick, region.busy
+        below_s = busy.latency_s * (1 - STEP)
+        wide = region.middle and busy.latency_s > WIDE * region.above_s
+        epsilon_s = min(below_s, math.sqrt(region.above_s * busy.latency_s)) if wide else below_s
+        found = self._least_period(busy.most, epsilon_s)
+        bound_s = self.facts.least_period_s(devices=busy.most, latency_s=epsilon_s)
+        if found is None or found.period_s >= quick.period_s * (1 - TOLERANCE):
+            if bound_s < quick.period_s * (1 - TOLERANCE):
+                self.unsure += 1  # time is up: whether anything lies between stays open
+                return []
+            return self._region(quick, busy, epsilon_s, middle=False) if wide else []
+        found = self._noted(self._least_latency(found))
+        self.report(
+            f"{_devices(found.most)}: {found.latency_s * 1e3:.4g} ms, "
+            f"period {found.period_s * 1e3:.4g} ms"
+        )
+        below = self._region(quick, found, region.above_s)
+        return below + (self._region(found, busy, epsilon_s, middle=False) if wide else [])
+
+    def _settle_devices(self, deadline: float) -> None:
+        """Ask of each point whether fewer devices would do, where that is not known."""
+        self.deadline = deadline
+        for found in self._undominated():
+            n = len(found.chosen.price.ranks)
+            if time.monotonic() >= deadline or self._fewest(found):
+                continue
+            other = self._least_period(n - 1, found.latency_s)
+            if other is not None and other.period_s <= found.period_s * (1 + TOLERANCE):
+                self._noted(other)
+
+    def _fewest(self, found: _Found) -> bool:
+        return self.facts.excludes(
+            devices=len(found.chosen.price.ranks) - 1,
+            period_s=found.period_s,
+            latency_s=found.latency_s,
+        )
+
+    def _undominated(self) -> list[_Found]:
+        """Plans that no other known one dominates, by devices and latency."""
+        kept: list[_Found] = []
+        for found in sorted(
+            self.found,
+            key=lambda x: (len(x.chosen.price.ranks), x.latency_s, x.period_s),
+        ):
+            if not any(_as_good(other, found) for other in kept):
+                kept.append(found)
+        return [
+            found
+            for found in kept
+            if not any(other is not found and _as_good(other, found) for other in kept)
+        ]
+
+    def _points(self) -> list[Point]:
+        points = []
+        for found in self._undominated():
+            devices = len(found.chosen.price.ranks)
+            period_s = self.facts.least_period_s(devices=devices, latency_s=found.latency_s)
+            latency_s = self.facts.least_latency_s(devices=devices, period_s=found.period_s)
+            # A latency below that of the quickest plan for so many devices there is not.
+            points.append(
+                Point(
+                    chosen=found.chosen,
+                    search=found.search,
+                    devices=devices,
+                    period_bound_s=min(period_s, found.period_s),
+                    latency_bound_s=min(latency_s, found.latency_s),
+                    fewest=self._fewest(found),
+                )
+            )
+        return points
+
+
+def _as_good(one: _Found, other: _Found) -> bool:
+    """Whether ``one`` is at least as good as ``other`` in everything."""
+    return (
+        len(one.chosen.price.ranks) <= len(other.chosen.price.ranks)
+        and one.period_s <= other.period_s * (1 + TOLERANCE)
+        and one.latency_s <= other.latency_s * (1 + TOLERANCE)
+    )
+
+
+def _numbers(most: int) -> Sequence[int]:
+    """Numbers of devices with a front of their own: all, or some spread evenly by ratio."""
+    if most <= MAX_NUMBERS:
+        return range(1, most + 1)
+    return sorted({round(most ** (i / (MAX_NUMBERS - 1))) for i in range(MAX_NUMBERS)} | {1, most})
+
+
+def _devices(n: int) -> str:
+    return f"up to {n} devices" if n > 1 else "1 device"
