@@ -64,6 +64,9 @@ class TemplateSolver:
             return f"one pipeline only: {reason}"
         if problem.request.objective.counts_latency:
             return "it plans for throughput only"
+        targets = problem.targets
+        if targets.max_latency_s < math.inf or any(x.most < math.inf for x in targets.budgets):
+            return "the request limits the latency, or what the devices come to"
         if problem.required:
             return "it cannot be told to use a device"
         if problem.request.max_stages is not None:
