@@ -165,10 +165,10 @@ def _kept(
     search, objective_s, gain = best.search, figures["objective_s"], figures["gain"]
     # A plan of another kind than what was searched may be below the bound. That nothing searched
     # is below the plan itself is then still true, and says that.
-    outside = objective_s < search.bound_s * (1 - TIE)
-    bound_s = min(search.bound_s, objective_s)
-    # Of more devices than the best found needs, nothing is proved.
+    # Of more devices than the best found needs, nothing is proved at all.
     more = search.devices is not None and figures["devices"] > search.devices.bound * (1 + TIE)
+    outside = objective_s < search.bound_s * (1 - TIE) and not more
+    bound_s = min(search.bound_s, objective_s)
     gap = (objective_s - bound_s) / max(bound_s, 1e-300) if objective_s > bound_s else 0.0
     why = f"{gain:.2%} better than the plan in use" if gain > TIE else "no better"
     alternatives = [
@@ -182,7 +182,7 @@ def _kept(
     ]
     record = SearchRecord(
         solver=search.solver,
-        status="optimal" if gap <= TIE and not outside and not more else "feasible",
+        status="optimal" if gap <= TIE and not (outside or more) else "feasible",
         objective=search.objective,
         objective_s=objective_s,
         bound_s=bound_s,

@@ -208,7 +208,13 @@ def plan(  # noqa: PLR0913  (one parameter a flag)
     if pareto:
         if baseline is not None or with_fallbacks:
             raise InvalidInputError("--pareto goes with neither --baseline nor --with-fallbacks")
-        show_front(measured, asked, machines, (str(profile), cluster and str(cluster)), wanted)
+        show_front(
+            measured,
+            asked,
+            machines,
+            (str(profile), None if cluster is None else str(cluster)),
+            wanted,
+        )
         return
     wanted.require_nothing()
 

@@ -9,8 +9,9 @@ from planner.aggregation import choose
 from planner.api import failure
 from planner.device_search import Searched
 from planner.fallbacks import describe
+from planner.front_points import Front, Point
 from planner.frontfile import FrontPoint, ParetoFront
-from planner.pareto import STEP, Front, Point, find_front
+from planner.pareto import STEP, find_front
 from planner.planfile import Plan
 from planner.request import Objective, PlanRequest
 from planner.targets import Targets, prices_per_hour

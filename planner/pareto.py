@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from planner.alternatives import Chosen
 from planner.cost import CostModel
 from planner.front_facts import Facts
+from planner.front_points import Front, Point
 from planner.request import Objective, PlanRequest
 from planner.search import Search
 from planner.solvers.base import TOLERANCE
@@ -46,61 +47,6 @@ ENDS = 0.6
 
 LEAST_S = 0.2
 """Seconds that every search gets."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Point:
-    """A plan with its certificate, and the search that it comes from."""
-
-    chosen: Chosen
-    search: Search
-    devices: int
-    period_bound_s: float
-    latency_bound_s: float
-    fewest: bool
-
-    @property
-    def period_s(self) -> float:
-        """Time between batches."""
-        return self.chosen.price.period_s
-
-    @property
-    def latency_s(self) -> float:
-        """Time of one batch."""
-        return self.chosen.price.latency_s
-
-    @property
-    def gap(self) -> float:
-        """The larger relative distance of a time from its bound."""
-        return max(
-            value / bound - 1 if bound > 0 else (math.inf if value > 0 else 0.0)
-            for value, bound in (
-                (self.period_s, self.period_bound_s),
-                (self.latency_s, self.latency_bound_s),
-            )
-        )
-
-    @property
-    def proved(self) -> bool:
-        """Whether nothing dominates the plan."""
-        return self.fewest and self.gap <= TOLERANCE
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Front:
-    """Points that do not dominate each other, by devices and latency."""
-
-    points: tuple[Point, ...]
-    last: Search
-    space: str
-    open_regions: int
-    searches: int
-    numbers: tuple[int, ...]
-
-    @property
-    def complete(self) -> bool:
-        """Whether everything was looked at and proved."""
-        return not self.open_regions and all(point.proved for point in self.points)
 
 
 @dataclass(frozen=True, slots=True)

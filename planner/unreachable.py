@@ -169,10 +169,10 @@ def _proved(said: str, bound: str, found: tuple[float, float], side: str) -> str
 def _down(value: float) -> float:
     """Four digits that are not above ``value``."""
     written = float(f"{value:.4g}")
-    return written if written <= value else float(f"{value * (1 - 5e-4):.4g}")
+    return written if written <= value * (1 + TOLERANCE) else float(f"{value * (1 - 5e-4):.4g}")
 
 
 def _up(value: float) -> float:
     """Three digits that are not below ``value``."""
     written = float(f"{value:.3g}")
-    return written if written >= value else float(f"{value * 1.005:.3g}")
+    return written if written >= value * (1 - TOLERANCE) else float(f"{value * 1.005:.3g}")
