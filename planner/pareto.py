@@ -22,7 +22,7 @@ from planner.alternatives import Chosen
 from planner.cost import CostModel
 from planner.front_facts import Facts
 from planner.front_points import Front, Point
-from planner.request import Objective, PlanRequest
+from planner.request import Objective, PlanRequest, Split
 from planner.search import Search
 from planner.solvers.base import TOLERANCE
 from planner.targets import DEVICES, Budget, Targets
@@ -42,8 +42,16 @@ MAX_POINTS = 24
 MAX_NUMBERS = 12
 """Numbers of devices with a front of their own; of more, these are spread evenly by ratio."""
 
-ENDS = 0.6
-"""Of the time, for the ends of all fronts; the rest is for what lies between."""
+ENDS, PROOFS, BETWEEN = 0.45, 0.6, 0.8
+"""Parts of the time that are over when the ends of all fronts are searched, when what is open about
+them was asked again, and when what lies between was looked at; the rest is for open proofs."""
+
+MANY = 5
+"""Of so many devices or more, plans without splits inside a stage are looked for first: there are
+far fewer of them, and they cut the search among all short."""
+
+PASSES = 3
+"""Times that an open proof is asked for, while time is left."""
 
 LEAST_S = 0.2
 """Seconds that every search gets."""
@@ -113,6 +121,7 @@ class _Search:
     facts: Facts = field(default_factory=Facts)
     found: list[_Found] = field(default_factory=list)
     costs: dict[int, CostModel] = field(default_factory=dict)
+    simple: dict[int, CostModel] = field(default_factory=dict)  # without splits inside a stage
     searches: int = 0
     space: str = ""
     unsure: int = 0
@@ -136,13 +145,14 @@ class _Search:
             now = time.monotonic()
             self.deadline = now + max(LEAST_S, (begun + ENDS * limit_s - now) / left)
             regions += self._ends(n)
-        self.deadline = begun + limit_s
+        self._prove(begun + PROOFS * limit_s)
+        self.deadline = begun + BETWEEN * limit_s
         while regions and time.monotonic() < self.deadline:
             if len(self._undominated()) >= self.max_points:
                 break
             regions.sort(key=lambda region: region.size)
             regions += self._between(regions.pop())
-        self._settle_devices(begun + 1.15 * limit_s)
+        self._prove(begun + limit_s)
         return Front(
             points=tuple(self._points()),
             last=self.last,
@@ -174,16 +184,27 @@ class _Search:
         self, objective: Objective, n: int, limit_s: float, *, share: int
     ) -> tuple[Search, float]:
         """A search for the least of one time under a limit on the other, and what it proves."""
+        targets = self._targets(objective, n, limit_s)
         rest_s = self.deadline - time.monotonic()
         limits = self.request.limits.replaced(time_s=max(LEAST_S, rest_s / share))
         request = self.request.replaced(objective=objective, limits=limits)
+        best = self._start(objective, targets)
+        simple = tuple(x for x in request.splits if x not in (Split.BATCH, Split.TENSOR))
+        if simple and simple != request.splits and n >= MANY and request.solver is None:
+            limits = limits.replaced(time_s=max(LEAST_S, limits.time_s / 3))
+            first = Search(
+                self.profile,
+                request.replaced(splits=simple, limits=limits),
+                self.cluster,
+                targets=targets,
+                known=self.simple,
+                best=best,
+            )
+            first.run()
+            if first.best is not None:
+                best = replace(first.best, problem=replace(first.best.problem, request=request))
         search = Search(
-            self.profile,
-            request,
-            self.cluster,
-            targets=self._targets(objective, n, limit_s),
-            known=self.costs,
-            best=self._start(objective, n, limit_s),
+            self.profile, request, self.cluster, targets=targets, known=self.costs, best=best
         )
         search.run()
         self.searches += 1
@@ -210,9 +231,8 @@ class _Search:
             budgets=(budget, *(x for x in own.budgets if x.what != DEVICES)),
         )
 
-    def _start(self, objective: Objective, n: int, limit_s: float) -> Chosen | None:
+    def _start(self, objective: Objective, targets: Targets) -> Chosen | None:
         """The best known plan within the limits of a search."""
-        targets = self._targets(objective, n, limit_s)
         kept = [
             found.chosen
             for found in self.found
@@ -232,7 +252,7 @@ class _Search:
 
     def _ends(self, n: int) -> list[_Region]:
         """The ends of the front on up to ``n`` devices, and what is open between them."""
-        search, bound_s = self._solve(Objective.LATENCY, n, math.inf, share=4)
+        search, bound_s = self._solve(Objective.LATENCY, n, math.inf, share=3)
         self.facts.note_latency(devices=n, period_s=math.inf, bound_s=bound_s)
         if search.best is None:
             self.report(
@@ -286,16 +306,37 @@ class _Search:
         below = self._region(quick, found, region.above_s)
         return below + (self._region(found, busy, epsilon_s, middle=False) if wide else [])
 
-    def _settle_devices(self, deadline: float) -> None:
-        """Ask of each point whether fewer devices would do, where that is not known."""
-        self.deadline = deadline
-        for found in self._undominated():
-            n = len(found.chosen.price.ranks)
-            if time.monotonic() >= deadline or self._fewest(found):
-                continue
-            other = self._least_period(n - 1, found.latency_s)
+    def _prove(self, deadline: float) -> None:
+        """Ask again about each figure of a point that is not proved, while time is left."""
+        for _ in range(PASSES):
+            open_ones = [found for found in self._undominated() if not self._point(found).proved]
+            for left, found in zip(range(len(open_ones), 0, -1), open_ones, strict=True):
+                now = time.monotonic()
+                if now >= deadline:
+                    return
+                self.deadline = now + (deadline - now) / left
+                self._ask(found)
+            if not open_ones:
+                return
+
+    def _ask(self, found: _Found) -> None:
+        """Look for better plans than ``found``, in each of its figures that is not proved."""
+        devices = len(found.chosen.price.ranks)
+        if not self._fewest(found):
+            other = self._least_period(devices - 1, found.latency_s)
             if other is not None and other.period_s <= found.period_s * (1 + TOLERANCE):
                 self._noted(other)
+                return
+        point = self._point(found)
+        if point.period_s > point.period_bound_s * (1 + TOLERANCE):
+            other = self._least_period(devices, found.latency_s)
+            if other is not None and other.period_s < found.period_s * (1 - TOLERANCE):
+                found = self._noted(other)
+        point = self._point(found)
+        if point.latency_s > point.latency_bound_s * (1 + TOLERANCE):
+            better = self._least_latency(replace(found, most=devices))
+            if better.latency_s < found.latency_s * (1 - TOLERANCE):
+                self._noted(better)
 
     def _fewest(self, found: _Found) -> bool:
         return self.facts.excludes(
@@ -320,23 +361,21 @@ class _Search:
         ]
 
     def _points(self) -> list[Point]:
-        points = []
-        for found in self._undominated():
-            devices = len(found.chosen.price.ranks)
-            period_s = self.facts.least_period_s(devices=devices, latency_s=found.latency_s)
-            latency_s = self.facts.least_latency_s(devices=devices, period_s=found.period_s)
-            # A latency below that of the quickest plan for so many devices there is not.
-            points.append(
-                Point(
-                    chosen=found.chosen,
-                    search=found.search,
-                    devices=devices,
-                    period_bound_s=min(period_s, found.period_s),
-                    latency_bound_s=min(latency_s, found.latency_s),
-                    fewest=self._fewest(found),
-                )
-            )
-        return points
+        return [self._point(found) for found in self._undominated()]
+
+    def _point(self, found: _Found) -> Point:
+        """A plan with what is proved of it."""
+        devices = len(found.chosen.price.ranks)
+        period_s = self.facts.least_period_s(devices=devices, latency_s=found.latency_s)
+        latency_s = self.facts.least_latency_s(devices=devices, period_s=found.period_s)
+        return Point(
+            chosen=found.chosen,
+            search=found.search,
+            devices=devices,
+            period_bound_s=min(period_s, found.period_s),
+            latency_bound_s=min(latency_s, found.latency_s),
+            fewest=self._fewest(found),
+        )
 
 
 def _as_good(one: _Found, other: _Found) -> bool:

@@ -206,7 +206,8 @@ class TestPlan:
             "--pin", "l0..1=h/a", "--forbid", "h/d", "--forbid", "l2=h/c",
             "--keep-together", "l2..3", "--reserve", "1KiB", "--max-memory", "h/b=1MiB",
             "--max-stages", "2", "--time-limit", "7", "--aggregation", "concat",
-            "--destination", "all",
+            "--destination", "all", "--max-latency", "100s", "--min-rate", "0.001",
+            "--max-devices", "4", "--price", "a=2.5",
         )  # fmt: skip
         assert (code, err[:4]) == (0, "Plan")
         request = Plan.load("new.yaml").inputs.request.model_dump(mode="json", exclude_none=True)
@@ -225,6 +226,10 @@ class TestPlan:
             "keep_together": ["l2..3"],
             "aggregation": "concat",
             "destination": "all",
+            "max_latency_s": 100.0,
+            "min_items_per_s": 0.001,
+            "max_devices": 4,
+            "prices_per_hour": {"a": 2.5},
             "limits": {"time_s": 7.0, "workers": 1, "seed": 0},
         }
 
