@@ -42,9 +42,10 @@ MAX_POINTS = 24
 MAX_NUMBERS = 12
 """Numbers of devices with a front of their own; of more, these are spread evenly by ratio."""
 
-ENDS, PROOFS, BETWEEN = 0.45, 0.6, 0.8
-"""Parts of the time that are over when the ends of all fronts are searched, when what is open about
-them was asked again, and when what lies between was looked at; the rest is for open proofs."""
+FIRST, ENDS, PROOFS, BETWEEN = 0.1, 0.5, 0.7, 0.8
+"""Parts of the time that are over when the ends of the front of all devices are searched, when
+those of all fronts are, when what is open about them was asked again, and when what lies between
+was looked at; the rest is for open proofs."""
 
 MANY = 5
 """Of so many devices or more, plans without splits inside a stage are looked for first: there are
@@ -140,8 +141,10 @@ class _Search:
             )
         most = min(len(machines.device), self.request.max_devices or len(machines.device))
         numbers = _numbers(most)
-        regions: list[_Region] = []
-        for left, n in zip(range(len(numbers), 0, -1), numbers, strict=True):
+        # What is proved of all devices holds for fewer: they get time of their own, first.
+        self.deadline = begun + FIRST * limit_s
+        regions = self._ends(numbers[-1])
+        for left, n in zip(range(len(numbers), 1, -1), numbers[:-1], strict=False):
             now = time.monotonic()
             self.deadline = now + max(LEAST_S, (begun + ENDS * limit_s - now) / left)
             regions += self._ends(n)

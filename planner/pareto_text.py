@@ -8,7 +8,10 @@ from planner.frontfile import FrontPoint, ParetoFront
 from planner.screen import count, percent, rate
 from profiler.units import format_seconds
 
-HEADS = ("#", "devices", "latency", "items/s", "period", "price/h", "proof")
+PROVED = 1e-9
+"""A relative gap that is none."""
+
+HEADS = ("#", "devices", "latency", "gap", "items/s", "gap", "period", "price/h", "proof")
 
 
 def table_rows(front: ParetoFront) -> Iterator[tuple[str, ...]]:
@@ -18,7 +21,9 @@ def table_rows(front: ParetoFront) -> Iterator[tuple[str, ...]]:
             str(point.number),
             str(point.devices),
             format_seconds(point.latency_s),
+            _gap(point.latency_s, point.latency_bound_s),
             rate(point.items_per_s),
+            _gap(point.period_s, point.period_bound_s),
             format_seconds(point.period_s),
             "" if point.price_per_hour is None else f"{point.price_per_hour:.4g}",
             proof_text(point),
@@ -29,8 +34,14 @@ def proof_text(point: FrontPoint) -> str:
     """What is proved of a point, in a few words."""
     if point.proved:
         return "proved"
-    gap = "times proved" if point.gap <= 1e-9 else f"gap {percent(point.gap)}"
-    return gap if point.fewest else f"{gap}, fewer open"
+    return "within the gaps" if point.fewest else "fewer devices?"
+
+
+def _gap(value: float, bound: float) -> str:
+    """How much better another plan may be in a time; 0 where none is."""
+    if value <= bound * (1 + PROVED):
+        return "0"
+    return percent(value / bound - 1) if bound > 0 else "?"
 
 
 def plain_table(front: ParetoFront) -> str:
@@ -53,7 +64,7 @@ def summary(front: ParetoFront) -> Iterator[str]:
         yield f"{points}, all proved: no plan is as good in all three and better in one"
     else:
         yield f"{points}, {proved} proved: no plan is as good in all three and better in one;"
-        yield "of the others: a plan may be better in a time by the gap, or need fewer devices"
+        yield "of the others: a plan may be better in a time by its gap, or need fewer devices"
     if front.open_regions:
         yield (
             f"{count(front.open_regions, 'pair')} of neighbours not looked between: "

@@ -33,6 +33,7 @@ class PlanningProblem:
     class changes no figure; the root is always a class of its own. ``required`` devices must have
     a stage (used to price an idle device). ``items`` are those that one pipeline is planned for:
     the whole batch, or a part of it beside other pipelines. ``targets`` limit the plan as a whole.
+    ``option_work`` limits the ways to split stages that are searched (``planner.options``).
     """
 
     graph: ModelGraph
@@ -48,6 +49,7 @@ class PlanningProblem:
     classes: tuple[tuple[str, ...], ...]
     required: frozenset[str] = frozenset()
     targets: Targets = NO_TARGETS
+    option_work: float = math.inf
 
     @classmethod
     def build(

@@ -35,6 +35,10 @@ EVIDENCE_FRACTION = 0.5
 """Of the time limit that may go into pricing alternatives, on top."""
 
 
+SERIES_WORK = 1.5e8
+"""As ``options.MAX_WORK``, for each of a series of searches, and for pipelines side by side."""
+
+
 @dataclass
 class Search:
     """One solve per microbatch size; then variants of the best.
@@ -221,6 +225,8 @@ class Search:
             problem = PlanningProblem.build(
                 self.profile, self.request, cluster=self.cluster, microbatch=size
             )
+            if self.known is not None:
+                problem = replace(problem, option_work=SERIES_WORK)
         else:
             problem = replace(known.problem, request=self.request)
         if self.targets is not None:

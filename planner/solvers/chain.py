@@ -106,6 +106,7 @@ def options_of(
     problem: PlanningProblem, cost: CostModel, *, max_work: float = MAX_WORK
 ) -> OptionSet:
     """The options of a problem, found once for the same figures."""
+    max_work = min(max_work, problem.option_work)
     known = cost.figures.tables.get(max_work)
     if not isinstance(known, OptionSet):
         known = find_options(problem, cost.figures, max_work=max_work)

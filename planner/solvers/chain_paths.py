@@ -130,7 +130,7 @@ class ShortestPath:
             entries = []
             for received in paths.receives[n]:
                 for sent in paths.sends[n]:
-                    if self.most[n] < np.inf:
+                    if self.most[n] < np.inf and tables.states.usable[n]:
                         load = seconds.copy()
                         load[:-1] += received[inner, cuts]
                         load[:, :-1] += sent[None]
@@ -145,8 +145,10 @@ class ShortestPath:
         )
         self.ending = self._endings()
         self.starting = self._starts()
+        # The longest run of finite entries, by option and kinds of neighbour.
+        lengths = np.subtract.outer(-np.arange(len(cuts) + 1), -np.arange(len(cuts) + 1))
         self.reach = [
-            [int(tables.windows(tables.shortest(c[None]), np.finfo(float).max)[0]) for c in row]
+            [int((lengths * np.isfinite(entry)).max(initial=0)) for entry in row]
             for row in self.compute
         ]
 

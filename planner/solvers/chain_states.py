@@ -25,7 +25,8 @@ class States:
     ``levels[t]`` are the states with ``t`` devices; ``code[n]`` is what option ``n`` adds;
     ``lasts[s]`` the options that the last stage of ``s`` may have; ``nexts[s]`` those that the
     next one may have; ``final[s]`` says whether a plan may end there.
-    ``s // num_counts`` is the group of devices that ``s`` uses.
+    ``s // num_counts`` is the group of devices that ``s`` uses; ``usable[n]`` says whether a plan
+    may use option ``n`` at all.
     """
 
     levels: tuple[tuple[int, ...], ...]
@@ -35,6 +36,7 @@ class States:
     final: Mapping[int, bool]
     size: int
     num_counts: int
+    usable: NDArray[np.bool_]
 
 
 def enumerate_states(problem: PlanningProblem, options: Sequence[Option]) -> States:
@@ -56,10 +58,12 @@ def enumerate_states(problem: PlanningProblem, options: Sequence[Option]) -> Sta
     lasts = _chosen(np.all(taken[None] <= every[:, None], axis=2))
     nexts = _chosen(np.all(taken[None] + every[:, None] <= np.array(sizes), axis=2))
     ends = np.all(every[:, :num_classes] >= np.array(least), axis=1)
+    usable = np.ones(len(options), dtype=np.bool_)
     if problem.targets.budgets:  # whatever devices are added, they do not come to less
         kept = problem.targets.affordable(problem.classes, every[:, :num_classes])
         ends &= kept
         code = taken @ np.array(weight)
+        usable = kept[code]
         nexts = {
             state: found[kept[state + code[found]]] if kept[state] else found[:0]
             for state, found in nexts.items()
@@ -77,6 +81,7 @@ def enumerate_states(problem: PlanningProblem, options: Sequence[Option]) -> Sta
         nexts=nexts,
         final=final,
         size=prod(n + 1 for n in sizes),
+        usable=usable,
         num_counts=prod(n + 1 for n in sizes[num_classes:]),
     )
 

@@ -105,6 +105,19 @@ class TestLimits:
             codes = {x.code for x in check_plan(edit(found, wish), PROFILE)}
             assert code in codes
 
+    def test_check_derives_what_is_said_of_limits_and_devices(self) -> None:
+        limited = made(max_latency_s=16.7)
+        counted = made(objective=Objective.DEVICES, min_items_per_s=4 / 12)
+        for found, change, code in (
+            (limited, {"search.limits.0.actual": 12.0}, "limits"),
+            (limited, {"search.limits.0.limit": "max_devices"}, "limits"),
+            (counted, {"search.devices.total": 1.0, "search.devices.bound": 1.0}, "devices"),
+            (counted, {"search.devices.bound": 3.0}, "devices"),
+            (counted, {"search.devices.bound": 1.0}, "status"),
+            (counted, {"search.devices.what": "price"}, "devices"),
+        ):
+            assert code in {x.code for x in check_plan(edit(found, change), PROFILE)}
+
     def test_the_baseline_breaks_a_new_limit(self) -> None:
         before = made()
         after = plan(PROFILE, baseline=before, max_latency_s=16.7)
@@ -229,7 +242,7 @@ class TestFront:
         assert code == 0, err
         assert max(len(line) for line in out.splitlines()) <= 80
         assert out.splitlines()[0].split() == [
-            "#", "devices", "latency", "items/s", "period", "proof",
+            "#", "devices", "latency", "gap", "items/s", "gap", "period", "proof",
         ]  # fmt: skip
         assert "all proved" in out
         front = ParetoFront.load("f.yaml")
