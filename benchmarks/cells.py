@@ -136,7 +136,7 @@ def contenders(profile: Profile, *, batch_size: int) -> list[Contender]:
     apportion's own.
     """
     found: list[Contender] = []
-    for objective in Objective:
+    for objective in (Objective.THROUGHPUT, Objective.LATENCY):
         request = PlanRequest(objective=objective, batch_size=batch_size)
         found.append(Contender(name="apportion", objective=objective, plan=plan(profile, request)))
         for name, wish in by_hand(profile, request).items():

@@ -69,7 +69,7 @@ class Cell(documents.Record):
 
     def show(self) -> None:
         """The cell as lines of the table."""
-        for objective in Objective:
+        for objective in (Objective.THROUGHPUT, Objective.LATENCY):
             best_s = self.of("apportion", objective).measured_s
             print(f"\n{self.cluster} x {self.model}, {objective}: {self.items} items")
             print(_line("", "predicted", "measured", "ratio", "items/s", "of best"))
@@ -157,7 +157,7 @@ def _gains(cells: Sequence[Cell], unequal: Sequence[str]) -> list[Record]:
     """apportion beside the others: how many times as fast, the worst cell of each comparison."""
     over: dict[str, list[float]] = {}
     for cell in cells:
-        for objective in Objective:
+        for objective in (Objective.THROUGHPUT, Objective.LATENCY):
             best_s = cell.of("apportion", objective).measured_s
             for one in cell.results:
                 if one.objective is objective and one.name != "apportion":

@@ -158,11 +158,7 @@ def _proved(said: str, bound: str, found: tuple[float, float], side: str) -> str
     """What was found, and what is ruled out beyond it."""
     best, proved = found
     if best <= proved * (1 + TOLERANCE):
-        return (
-            f"{said}, and no other more (proved)"
-            if side == "above"
-            else (f"{said}, and no other less (proved)")
-        )
+        return f"{said}, nothing {side} that is possible (proved)"
     return f"{said}; nothing {side} {bound} is possible"
 
 

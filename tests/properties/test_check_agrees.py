@@ -148,7 +148,7 @@ def random_request(chance: random.Random, profile: Profile) -> PlanRequest:
     batch = chance.choice([1, 2, 5, 8, 12])
     device = chance.choice(list(profile.cluster.device))
     return PlanRequest(
-        objective=chance.choice(list(Objective)),
+        objective=chance.choice([Objective.THROUGHPUT, Objective.LATENCY]),
         batch_size=batch,
         microbatch_size=chance.choice([None, None, 1, min(2, batch), min(3, batch), batch]),
         splits=chance.choice(

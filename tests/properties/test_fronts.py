@@ -76,7 +76,7 @@ def dominates(one: Figures, other: Figures) -> bool:
 
 def test_the_front_is_that_of_all_plans() -> None:
     complete = points = 0
-    for number, (profile, request) in enumerate(questions(60)):
+    for number, (profile, request) in enumerate(questions(40)):
         everything = all_figures(profile, request)
         try:
             made = front(profile, request, refs=Refs(profile="profile.json"))
@@ -108,8 +108,8 @@ def test_the_front_is_that_of_all_plans() -> None:
                     and x.devices <= figures[2]
                     for x in shown
                 ), (number, figures, shown)
-    assert points >= 80
-    assert complete >= 45
+    assert points >= 60
+    assert complete >= 30
 
 
 def test_every_point_is_a_plan_that_check_accepts() -> None:
