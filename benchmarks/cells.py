@@ -34,7 +34,7 @@ from profiler.sources import load_model
 
 PORT = 29600
 SEQUENTIAL = "device map order"
-LEAST_REPEATS = 3
+LEAST_REPEATS = 2
 """Layers in order on devices filled evenly by bytes, one device busy at a time."""
 
 
@@ -248,10 +248,10 @@ def _measured(
 ) -> float:
     """Seconds of one batch alone, or between batches that follow each other."""
     if single:
-        count = max(3, min(15, round(batches)))
+        count = max(1, min(15, round(batches)))
         walls = [session.run(inputs).report.wall_s for _ in range(count)]
         return statistics.median(walls)
-    count = max(6, min(200, round(batches)))
+    count = max(5, min(200, round(batches)))
     period = session.run(inputs, repeats=count).report.period_s.measured
     assert period is not None
     return period

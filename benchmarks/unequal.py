@@ -98,7 +98,7 @@ def measure(
 
 def _cell(hosts: EmulatedHosts, profile: Profile, cluster: str, model: str, *, quick: bool) -> Cell:
     entered = contenders(profile, batch_size=BATCH)
-    repeats = 2 if quick else 7
+    repeats = 2 if quick else 5
     ref = f"benchmarks.models:{model}"
     outcomes = compete(hosts, profile, ref, entered, repeats=repeats, run_s=0.8 if quick else 1.2)
     settle()
