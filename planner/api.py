@@ -16,7 +16,6 @@ from planner.cost import CostModel
 from planner.fallbacks import with_fallbacks
 from planner.infeasible import explain_failure, unproved
 from planner.lower import estimate, lower
-from planner.microbatches import microbatch_sizes
 from planner.planfile import (
     FileInput,
     ModelInput,
@@ -143,7 +142,6 @@ def _failure(search: Search) -> ApportionError:
         search.profile,
         search.request,
         cluster=search.cluster,
-        microbatch=microbatch_sizes(search.profile, search.request).smallest,
         evidence=f"tried: {search.candidates} candidates with {search.solver_name}; "
         "infeasibility is proved.",
     )

@@ -1,0 +1,134 @@
+"""Whether variants of a request have any plan at all, and how that is known.
+
+One pipeline is enough to know, and no time matters: any plan will do.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Collection, Mapping, Sequence
+
+from planner.cost import CostModel
+from planner.limits import (
+    ENDLESS_BYTES,
+    Limit,
+    LimitKind,
+    least_demanding,
+    limits_of_feasibility,
+    with_memory,
+    without,
+)
+from planner.portfolio import solve
+from planner.problem import PlanningProblem
+from planner.request import Objective, PlanRequest
+from planner.solvers import choose_solver
+from planner.solvers.base import SolveLimits, SolverResult, SolveStatus
+from planner.solvers.chain import ChainSolver
+from profiler.cluster import Cluster
+from profiler.errors import InvalidInputError
+from profiler.profile import Profile
+
+LEAST_S = 1.0
+"""Seconds for all questions together, however short the time limit."""
+
+
+class Feasibility:
+    """Questions about one request that no plan satisfies, within its time limit in all."""
+
+    def __init__(self, profile: Profile, request: PlanRequest, cluster: Cluster) -> None:
+        self.profile, self.request, self.cluster = profile, request, cluster
+        self.deadline = time.monotonic() + max(LEAST_S, request.limits.time_s)
+        self.base = PlanningProblem.build(
+            profile, request, cluster=cluster, microbatch=least_demanding(profile, request)
+        )
+        self.limits: tuple[Limit, ...] = limits_of_feasibility(self.base)
+        self.asked = 0
+        self._answers: dict[frozenset[int], bool | None] = {}
+        self._clusters: dict[tuple[tuple[str, int], ...], Cluster] = {}
+        self._lines = ChainSolver()
+
+    def keeps(self, held: frozenset[int]) -> bool | None:
+        """Whether some plan keeps the limits with these numbers; None if that is not known."""
+        if held not in self._answers:
+            lifted = [x for i, x in enumerate(self.limits) if i not in held]
+            self._answers[held] = self.has_plan(lifted=lifted)
+        return self._answers[held]
+
+    def has_plan(
+        self,
+        *,
+        lifted: Collection[Limit] = (),
+        memory: Mapping[str, int] | None = None,
+        **changes: object,
+    ) -> bool | None:
+        """Whether some plan fits without the limits ``lifted``, where devices have ``memory`` bytes
+        and fields of the request other values; None if neither is known."""
+        if time.monotonic() > self.deadline:
+            return None
+        self.asked += 1
+        request = without(self.request, lifted)
+        request = request.replaced(**changes, objective=Objective.THROUGHPUT)
+        sizes = {
+            device: ENDLESS_BYTES
+            for limit in lifted
+            if limit.kind is LimitKind.MEMORY
+            for device in limit.devices
+        }
+        sizes.update(memory or {})
+        try:
+            problem = PlanningProblem.build(
+                self.profile,
+                request,
+                cluster=self._with(sizes),
+                microbatch=least_demanding(self.profile, request),
+            )
+        except InvalidInputError:
+            return False  # the limits exclude each other
+        result = self._any_plan(problem)
+        if result.assignment is not None:
+            return True
+        return False if result.status is SolveStatus.INFEASIBLE else None
+
+    def _with(self, sizes: dict[str, int]) -> Cluster:
+        key = tuple(sorted(sizes.items()))
+        if key not in self._clusters:
+            self._clusters[key] = with_memory(self.cluster, sizes)
+        return self._clusters[key]
+
+    def _any_plan(self, problem: PlanningProblem) -> SolverResult:
+        left = self.deadline - time.monotonic()
+        limits = SolveLimits(
+            deadline=time.monotonic() + max(0.1, left / 4),
+            workers=self.request.limits.workers,
+            seed=self.request.limits.seed,
+            goal_s=math.inf,
+        )
+        if self.request.solver is not None:
+            solver = choose_solver(problem, name=self.request.solver)
+            return solver.solve(problem, cost=CostModel(problem), limits=limits)
+        fewer = self._fewer_devices(problem)
+        if fewer is not None:
+            found = self._lines.solve(fewer, cost=CostModel(fewer), limits=limits)
+            alone = not problem.batch_splits and not problem.tensor_splits
+            if found.assignment is not None or alone or fewer.devices == problem.devices:
+                return found
+        return solve(problem, cost=CostModel(problem), name=None, limits=limits)[1]
+
+    def _fewer_devices(self, problem: PlanningProblem) -> PlanningProblem | None:
+        """As many devices of each class as a pipeline has stages, if a line can be planned on them:
+        more are of no use where each stage is on one device."""
+        most = min(problem.max_stages, problem.num_layers)
+        some = [device for members in problem.classes for device in members[:most]]
+        fewer = problem.limited_to(some, items=problem.items)
+        if fewer is None or self._lines.rejects(fewer) is not None:
+            return None
+        return fewer
+
+
+def rooms(problem: PlanningProblem) -> Sequence[int]:
+    """What each usable device has besides the reserve, in bytes."""
+    return [
+        max(0, problem.capacity_bytes(device) - problem.reserve_bytes(device))
+        for device in problem.devices
+    ]
