@@ -5,7 +5,6 @@ One pipeline is enough to know, and no time matters: any plan will do.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 
@@ -24,7 +23,7 @@ from planner.problem import PlanningProblem
 from planner.request import Objective, PlanRequest
 from planner.solvers import choose_solver
 from planner.solvers.base import SolveLimits, SolverResult, SolveStatus
-from planner.solvers.chain import ChainSolver
+from planner.solvers.chain import ENDLESS_S, ChainSolver
 from profiler.cluster import Cluster
 from profiler.errors import InvalidInputError
 from profiler.profile import Profile
@@ -102,7 +101,7 @@ class Feasibility:
             deadline=time.monotonic() + max(0.1, left / 4),
             workers=self.request.limits.workers,
             seed=self.request.limits.seed,
-            goal_s=math.inf,
+            goal_s=ENDLESS_S,
         )
         if self.request.solver is not None:
             solver = choose_solver(problem, name=self.request.solver)
