@@ -331,7 +331,7 @@ class WishPrice(Record):
 
 
 class SplitPrice(Record):
-    """What a way to split the work costs that the plan does not use: the best plan that must use it.
+    """What it would cost to split the work in a way that the plan does not: the best plan with it.
 
     ``verdict``: ``costs``, that one takes ``loss_s`` more; ``free``, it is as good; ``impossible``,
     there is no such plan; ``open``, none was found; ``skipped``. Nothing that uses it is below
@@ -352,8 +352,8 @@ class SearchRecord(Record):
 
     ``gap`` = (objective - bound) / bound; ``status`` is ``optimal`` when it is zero to 1e-9.
     ``wishes`` are the prices of what was asked, ``splits`` those of the allowed ways to split that
-    the plan does not use. ``baseline`` is there if the plan was made beside one that was in use, ``fallbacks`` if they
-    were asked for.
+    the plan does not use. ``baseline`` is there if the plan was made beside one that was in use,
+    ``fallbacks`` if they were asked for.
     """
 
     solver: str

@@ -39,7 +39,7 @@ def _price(search: Search, wish: Limit, *, end: float, left: int) -> WishPrice:
     ours = search.best.objective_s
     useless = _useless(search, wish)
     if useless:
-        return _priced(wish, verdict="free", objective_s=ours, bound_s=search.bound_s, note=useless)
+        return _priced(wish, verdict="free", note=useless)
     if len(search.best.problem.devices) > MAX_DEVICES:
         return _priced(wish, verdict="skipped", note=f"more than {MAX_DEVICES} devices")
     remaining = end - time.monotonic()
