@@ -93,12 +93,16 @@ def _clash_lines(conflicts: Sequence[Conflict], *, smallest: bool) -> list[str]:
         return []
     if count == 1:
         return [f"no plan keeps this limit: {conflicts[0].text}"]
-    fewer = ", and of no fewer is that so" if smallest else ""
-    if all(conflict.change for conflict in conflicts):
+    alone = [conflict.change is not None for conflict in conflicts]
+    if all(alone):
         head = f"these {count} limits clash; without any one of them a plan exists:"
     else:
+        fewer = " (no smaller set clashes)" if smallest else ""
         head = f"no plan keeps these {count} limits together{fewer}:"
-    lines = [head, *(f"  - {conflict.text}" for conflict in conflicts[:MAX_LISTED])]
+    lines = [head]
+    for conflict, enough in zip(conflicts[:MAX_LISTED], alone, strict=False):
+        other = "" if enough or not any(alone) else ": without it alone there is still none"
+        lines.append(f"  - {conflict.text}{other}")
     return lines + ([f"  ... {count - MAX_LISTED} more"] if count > MAX_LISTED else [])
 
 
