@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from planner.request import Destination, Objective, PlanRequest
+from planner.request import Destination, Objective, PlanRequest, Split
 from profiler.documents import Document, Estimated, Record, digest
 
 INPUT = "input"
@@ -338,7 +338,7 @@ class SplitPrice(Record):
     ``bound_s``. ``note`` says among which plans it was looked for, or why there is none.
     """
 
-    split: Literal["layers", "batch", "tensor", "pipelines"]
+    split: Split
     verdict: Literal["costs", "free", "impossible", "open", "skipped"]
     objective_s: Estimated | None = None
     bound_s: Estimated | None = None

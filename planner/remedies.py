@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from planner.feasibility import Feasibility
 from planner.limits import ENDLESS_BYTES, Limit, LimitKind, named
-from planner.smallest_change import largest, least_size, most_size, smallest
+from planner.smallest_change import Size, largest, least_size, most_size, smallest
 from profiler.errors import Change
 from profiler.units import format_bytes
 
@@ -146,23 +146,23 @@ class _Search:
         now = limit.now or 0
         has = format_bytes(self.question.base.capacity_bytes(limit.subject))
         for devices in dict.fromkeys(((limit.subject,), limit.devices)):
-
-            def memory(extra: int, devices: Sequence[str] = devices) -> dict[str, int]:
-                return dict.fromkeys(devices, now + extra)
-
-            extra = least_size(
-                ENDLESS_BYTES - now,
-                lambda n, memory=memory: self._fits(memory=memory(n)),  # type: ignore[misc]
-            )
+            extra = self._least_more(devices, now)
             if extra is not None:
-                one = len(devices) == 1
-                who = devices[0] if one else f"each of {named(devices)}"
+                who = devices[0] if len(devices) == 1 else f"each of {named(devices)}"
                 text = f"give {who} another {extra.text} (a plan may use {has} of it)"
+                size = now + extra.num_bytes
                 return _Tried(
-                    change=_change(limit, text, now + extra.num_bytes),
-                    memory=memory(extra.num_bytes),
+                    change=_change(limit, text, size), memory=dict.fromkeys(devices, size)
                 )
         return None
+
+    def _least_more(self, devices: Sequence[str], now: int) -> Size | None:
+        """What each of these devices needs on top of ``now`` bytes, if that is enough."""
+
+        def enough(extra: int) -> bool:
+            return self._fits(memory=dict.fromkeys(devices, now + extra))
+
+        return least_size(ENDLESS_BYTES - now, enough)
 
 
 def _change(limit: Limit, text: str, becomes: int | None = None) -> Change:

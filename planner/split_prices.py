@@ -48,13 +48,13 @@ def split_prices(search: Search) -> tuple[tuple[SplitPrice, ...], list[Rival]]:
         why_not = why_no_split(chosen.problem, split)
         now = time.monotonic()
         if why_not:
-            prices.append(SplitPrice(split=split.value, verdict="impossible", note=why_not))
+            prices.append(SplitPrice(split=split, verdict="impossible", note=why_not))
         elif len(chosen.problem.devices) > MAX_DEVICES:
             note = f"more than {MAX_DEVICES} devices"
-            prices.append(SplitPrice(split=split.value, verdict="skipped", note=note))
+            prices.append(SplitPrice(split=split, verdict="skipped", note=note))
         elif now >= end:
             note = "no time was left; raise limits.time_s"
-            prices.append(SplitPrice(split=split.value, verdict="skipped", note=note))
+            prices.append(SplitPrice(split=split, verdict="skipped", note=note))
         else:
             price, rival = _price(search, chosen, split, now + (end - now) / left)
             prices.append(price)
@@ -110,12 +110,10 @@ def _price(
     note = "" if split is Split.PIPELINES else IN_LINE
     if best.problem is None or best.result is None or best.result.assignment is None:
         if best.bound_s == math.inf and not best.unsolved:
-            return SplitPrice(
-                split=split.value, verdict="impossible", note="no such plan fits"
-            ), None
+            return SplitPrice(split=split, verdict="impossible", note="no such plan fits"), None
         bound_s = best.bound_s if best.bound_s < math.inf else None
         note = best.unsolved or "no such plan was found in the time"
-        return SplitPrice(split=split.value, verdict="open", bound_s=bound_s, note=note), None
+        return SplitPrice(split=split, verdict="open", bound_s=bound_s, note=note), None
     assert best.result.assignment is not None
     found = Chosen(
         problem=best.problem,
@@ -126,7 +124,7 @@ def _price(
     ours = chosen.objective_s
     worse = best.objective_s > ours * (1 + TOLERANCE)
     price = SplitPrice(
-        split=split.value,
+        split=split,
         verdict="costs" if worse else "free",
         objective_s=best.objective_s,
         bound_s=min(best.bound_s, best.objective_s),

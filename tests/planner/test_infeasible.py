@@ -119,3 +119,47 @@ def test_a_cap_is_raised_rather_than_hardware_bought() -> None:
     profile = world({"a": 20 * MIB, "b": 20 * MIB})
     text = str(refusal(profile, max_bytes={"h/a": 2 * MIB, "h/b": MIB}))
     assert "raise max_bytes of h/" in text
+
+
+def test_the_limits_that_clash_are_named_and_none_that_does_not_matter() -> None:
+    # Four layers of 1 MiB on 2 MiB: the pin and this memory clash, whatever else there is.
+    profile = world({"a": 8 * MIB, "b": 2 * MIB})
+    harmless, harmful = Pin(layers="l5", device="h/a"), Pin(layers="l0..3", device="h/b")
+    error = refusal(profile, pins=(harmless, harmful), max_stages=3)
+    assert [(c.limit, c.subject) for c in error.conflicts] == [("pin", "l0..3"), ("memory", "h/b")]
+    assert error.smallest
+    assert "these 2 limits clash; without any one of them a plan exists:" in str(error)
+    assert [c.change and c.change.becomes is None for c in error.conflicts] == [True, False]
+
+
+def test_where_no_single_change_is_enough_the_smallest_pair_is_given() -> None:
+    profile = world({"a": 8 * MIB, "b": 2 * MIB, "c": 2 * MIB})
+    pins = (Pin(layers="l0..2", device="h/b"), Pin(layers="l3..5", device="h/c"))
+    error = refusal(profile, pins=pins)
+    assert len(error.conflicts) == 2
+    assert all(c.change is None for c in error.conflicts)
+    ((one, other),) = error.remedies
+    assert {one.subject, other.subject} == {"l0..2", "l3..5"}
+    assert "no single change is enough; these 2 together would make it fit:" in str(error)
+    assert plan(profile, batch_size=4)
+
+
+def test_a_limit_that_does_not_help_alone_says_so() -> None:
+    profile = world({"a": 8 * MIB, "b": 2 * MIB})
+    error = refusal(profile, forbids=(Forbid(device="h/a"),), max_bytes={"h/a": MIB})
+    assert "forbid of everything on h/a: without it alone there is still none" in str(error)
+
+
+def test_equal_devices_are_one_limit_and_thousands_are_soon_explained() -> None:
+    # Three layers of 3 MiB each on 1,000 devices of 2 MiB: no layer has a home.
+    names = [f"d{i}" for i in range(1000)]
+    cluster = make_cluster(dict.fromkeys(names, 2 * MIB), types=dict.fromkeys(names, "board"))
+    graph = chain_graph(3, weight_bytes=3 * MIB)
+    profile = make_profile(graph, cluster, seconds={name: [1e-3] * 3 for name in names})
+    error = refusal(profile, limits={"time_s": 10.0})
+    assert [c.text for c in error.conflicts] == [
+        "memory of h/d0 (2.00 MiB)",
+        "memory of h/d1 and 998 equal devices (2.00 MiB each)",
+    ]
+    assert error.smallest
+    assert all(c.change for c in error.conflicts)
