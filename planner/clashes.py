@@ -125,7 +125,8 @@ def least_hitting_set(sets: Sequence[frozenset[int]], *, most: int) -> tuple[int
         if not open_ones:
             yield chosen
         elif left >= _apart(open_ones):
-            for number in sorted(min(open_ones, key=lambda x: (len(x), sorted(x)))):
+            fewest = min(open_ones, key=lambda x: (len(x), sorted(x)))
+            for number in sorted(fewest):
                 yield from hit((*chosen, number), left - 1)
 
     for size in range(most + 1):

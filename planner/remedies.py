@@ -72,20 +72,20 @@ class _Search:
         *,
         lifted: Sequence[Limit] = (),
         memory: Mapping[str, int] | None = None,
-        **fields: object,
+        fields: Mapping[str, object] | None = None,
     ) -> bool:
         return bool(
             self.question.has_plan(
                 lifted=(*self.lifted, *lifted),
                 memory={**self.memory, **(memory or {})},
-                **{**self.fields, **fields},
+                **{**self.fields, **(fields or {})},
             )
         )
 
     def _more_stages(self, limit: Limit) -> _Tried | None:
         now = limit.now or 1
         most = len(self.question.cluster.device)
-        count = smallest(now + 1, most, lambda n: self._fits(max_stages=n))
+        count = smallest(now + 1, most, lambda n: self._fits(fields={"max_stages": n}))
         if count is None:
             return None
         text = f"raise max_stages from {now} to {count}"
@@ -93,7 +93,7 @@ class _Search:
 
     def _smaller_microbatch(self, limit: Limit) -> _Tried | None:
         now = limit.now or 1
-        size = largest(1, now - 1, lambda n: self._fits(microbatch_size=n))
+        size = largest(1, now - 1, lambda n: self._fits(fields={"microbatch_size": n}))
         if size is None:
             return None
         text = f"lower microbatch_size from {now} to {size} or less"
@@ -108,7 +108,7 @@ class _Search:
             size = None if asked is None or free else min(asked, batch)
             return {"batch_size": batch, "microbatch_size": size}
 
-        batch = largest(1, now - 1, lambda n: self._fits(**fields(n)))
+        batch = largest(1, now - 1, lambda n: self._fits(fields=fields(n)))
         if batch is None:
             return None
         text = f"lower batch_size from {now} to {batch} or less"
@@ -124,7 +124,7 @@ class _Search:
             assert isinstance(before, Mapping)
             return {"max_bytes": {**before, device: size}}
 
-        size = least_size(has, lambda n: n > now and self._fits(**fields(n)))
+        size = least_size(has, lambda n: n > now and self._fits(fields=fields(n)))
         if size is None:
             return None
         text = f"raise max_bytes of {device} from {format_bytes(now)} to {size.text}"
@@ -132,7 +132,7 @@ class _Search:
 
     def _less_reserve(self, limit: Limit) -> _Tried | None:
         now = limit.now or 0
-        size = most_size(now, lambda n: self._fits(reserve_bytes=n))
+        size = most_size(now, lambda n: self._fits(fields={"reserve_bytes": n}))
         if size is None:
             return None
         source = "" if self.question.request.reserve_bytes is not None else " as profiled"

@@ -1,6 +1,6 @@
 """What the ways to split the work cost that the plan does not use: the best plan that must use one.
 
-Each is solved again under that condition, at every measured microbatch size where it is possible.
+Each is solved again under that condition, at the plan's microbatch size and one more at most.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ TIME_FRACTION = 0.1
 MAX_DEVICES = 256
 """Of more devices, no split is priced by solving again."""
 
-IN_LINE = "in one pipeline"
-"""Among which plans a split is looked for that is none into pipelines."""
+MAX_SIZES = 2
+"""Microbatch sizes at which a split is looked for."""
 
 
 def split_prices(search: Search) -> tuple[tuple[SplitPrice, ...], list[Rival]]:
@@ -106,11 +106,18 @@ class _Best:
 def _price(
     search: Search, chosen: Chosen, split: Split, deadline: float
 ) -> tuple[SplitPrice, Rival | None]:
-    best = _best_with(search, chosen, split, deadline)
-    note = "" if split is Split.PIPELINES else IN_LINE
+    problems = _possible(search, chosen, split)
+    best = _best_with(search, problems, split, deadline)
+    sizes = " or ".join(str(problem.microbatch) for problem in problems)
+    note = f"with microbatches of {sizes}"
+    if split is not Split.PIPELINES:
+        note = f"in one pipeline {note}"
     if best.problem is None or best.result is None or best.result.assignment is None:
         if best.bound_s == math.inf and not best.unsolved:
-            return SplitPrice(split=split, verdict="impossible", note="no such plan fits"), None
+            note = "no such plan fits"
+            if split is Split.BATCH:
+                note += ", or shares by speed leave a rank without items"
+            return SplitPrice(split=split, verdict="impossible", note=note), None
         bound_s = best.bound_s if best.bound_s < math.inf else None
         note = best.unsolved or "no such plan was found in the time"
         return SplitPrice(split=split, verdict="open", bound_s=bound_s, note=note), None
@@ -142,10 +149,11 @@ def _price(
     return price, rival
 
 
-def _best_with(search: Search, chosen: Chosen, split: Split, deadline: float) -> _Best:
+def _best_with(
+    search: Search, problems: Sequence[PlanningProblem], split: Split, deadline: float
+) -> _Best:
     """The best plan that must split in this way, over microbatch sizes."""
     best = _Best()
-    problems = _possible(search, chosen, split)
     for left, problem in zip(range(len(problems), 0, -1), problems, strict=True):
         now = time.monotonic()
         if now > deadline and best.result is not None:
@@ -176,11 +184,15 @@ def _best_with(search: Search, chosen: Chosen, split: Split, deadline: float) ->
 
 
 def _possible(search: Search, chosen: Chosen, split: Split) -> Sequence[PlanningProblem]:
-    """The problems where the split is possible, that of the chosen plan first."""
+    """Problems where the split is of use, that of the chosen plan first, then the most promising:
+    a microbatch of one item cannot be parted, and a single one is for one pipeline."""
     sizes = {cost.problem.microbatch: cost.problem for cost in search.costs}
     sizes.pop(chosen.problem.microbatch, None)
-    return [
-        problem.using(split)
+    found = [
+        problem
         for problem in (chosen.problem, *sizes.values())
-        if split is not Split.BATCH or problem.batch_splits
+        if (split is not Split.BATCH or problem.batch_splits)
+        and (split is not Split.PIPELINES or problem.num_microbatches > 1)
     ]
+    most = 1 if chosen.problem in found else MAX_SIZES
+    return [problem.using(split) for problem in (found or [chosen.problem])[:most]]

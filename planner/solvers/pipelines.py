@@ -131,7 +131,8 @@ class _Search:
         for device in problem.required:
             if device in problem.class_of:
                 least[problem.class_of[device]] += 1
-        most = problem.batch if any(least) else problem.num_microbatches
+        wanted = any(least) or problem.must_use is Split.PIPELINES
+        most = problem.batch if wanted else problem.num_microbatches
         sizes = [len(members) for members in problem.classes]
         self.partitions = Partitions(sizes, least, most)
         self.found = find_options(problem, cost.figures, max_work=MAX_WORK)

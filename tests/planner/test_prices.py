@@ -4,13 +4,13 @@ from collections.abc import Mapping
 
 import pytest
 
-from planner import plan
+from planner import plan, split_prices, wish_prices
 from planner.check import check_plan
 from planner.explain import explain
 from planner.markdown import render_markdown
 from planner.planfile import Plan
 from planner.render import render_text
-from planner.request import Forbid, Limits, Pin, Split
+from planner.request import Forbid, Pin, Split
 from profiler.profile import Profile
 from tests.support.builders import GIB, chain_graph, make_cluster, make_profile
 from tests.support.small_plans import CHAIN
@@ -55,11 +55,11 @@ def test_a_forbidden_device_has_a_price() -> None:
 
 
 def test_splits_that_are_not_used_are_priced_or_said_to_be_impossible() -> None:
-    # 1 s and 10 s a layer: alone on the quick device is best, any split costs something.
+    # 1 s and 2 s a layer and item, links of 5 s: any split costs more than it saves.
     cluster = make_cluster({"a": GIB, "b": GIB}, latency_s=5.0)
-    seconds = {"a": [1.0] * 2, "b": [10.0] * 2}
+    seconds = {"a": [1.0] * 2, "b": [2.0] * 2}
     profile = make_profile(chain_graph(2), cluster, seconds=seconds)
-    made = plan(profile, batch_size=2)
+    made = plan(profile, batch_size=4)
     found = {x.split: x for x in made.search.splits}
     assert found[Split.TENSOR].verdict == "impossible"
     for split in (Split.LAYERS, Split.BATCH, Split.PIPELINES):
@@ -70,18 +70,20 @@ def test_splits_that_are_not_used_are_priced_or_said_to_be_impossible() -> None:
     assert check_plan(made, profile) == ()
 
 
-def test_wishes_that_there_is_no_time_for_are_skipped() -> None:
-    names = [f"d{i}" for i in range(9)]
-    cluster = make_cluster(dict.fromkeys(names, GIB), latency_s=1e-3)
-    seconds = {name: [1e-3 * (i + 2)] * 24 for i, name in enumerate(names)}
-    profile = make_profile(chain_graph(24), cluster, seconds=seconds)
-    pins = tuple(Pin(layers=f"l{i}", device=f"h/d{i % 9}") for i in range(0, 24, 3))
-    made = plan(profile, batch_size=16, pins=pins, limits=Limits(time_s=0.01))
-    verdicts = {x.verdict for x in made.search.wishes}
-    assert len(made.search.wishes) == len(pins)
-    assert verdicts <= {"skipped", "open", "costs", "free"}
-    assert "skipped" in verdicts
-    assert [x for x in check_plan(made, profile) if x.code == "price"] == []
+def test_wishes_and_splits_that_there_is_no_time_for_are_skipped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(wish_prices, "TIME_FRACTION", 0.0)
+    monkeypatch.setattr(split_prices, "TIME_FRACTION", 0.0)
+    made = pinned()
+    note = "no time was left; raise limits.time_s"
+    verdicts = {x.kind: (x.verdict, x.note) for x in made.search.wishes}
+    assert verdicts["pin"] == ("skipped", note)
+    assert [(x.verdict, x.note) for x in made.search.splits] == [("skipped", note)]
+    assert "pin of l3 to h/d  not priced: no time was left" in render_text(
+        explain(made, name="plan.yaml")
+    )
+    assert not _price_findings(made, CHAIN)
 
 
 def test_explain_shows_prices_and_lists_what_is_free_in_one_line() -> None:
@@ -91,7 +93,10 @@ def test_explain_shows_prices_and_lists_what_is_free_in_one_line() -> None:
         "What the wishes cost\n  pin of l3 to h/d  costs 16.7 s: 16.2 s (-50.8%) without it" in text
     )
     assert "  cost nothing  max_stages 4; no tensor in splits" in text
-    assert "Splits that it does not use\n  batch  as good, in one pipeline" in text
+    assert (
+        "Splits that it does not use\n  batch  as good, in one pipeline with microbatches of"
+        in text
+    )
     assert "- wish `pin of l3 to h/d`: costs 16.7 s" in render_markdown(report)
 
 

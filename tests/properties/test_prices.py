@@ -88,7 +88,8 @@ def test_a_wish_costs_what_brute_force_gains_without_it() -> None:
             elif price.verdict == "free":
                 assert gain_s <= near, (request, price)
         assert [f for f in check_plan(made, profile) if f.code == "price"] == []
-        assert check_plan(Plan.parse(made.to_text()), profile) == check_plan(made, profile)
+        read = Plan.parse(made.to_text(as_json=False), name="plan")
+        assert [f for f in check_plan(read, profile) if f.code == "price"] == []
     assert verdicts["costs"] > 10
     assert verdicts["free"] > 10
     assert verdicts["skipped"] == 0
