@@ -21,6 +21,8 @@ from planner.limits import (
 from planner.portfolio import solve
 from planner.problem import PlanningProblem
 from planner.request import Objective, PlanRequest
+from planner.shortfall import plainly_nothing
+from planner.slicings import MAX_WIDTH
 from planner.solvers import choose_solver
 from planner.solvers.base import SolveLimits, SolverResult, SolveStatus
 from planner.solvers.chain import ENDLESS_S, ChainSolver
@@ -36,12 +38,13 @@ class Feasibility:
     """Questions about one request that no plan satisfies, within its time limit in all."""
 
     def __init__(self, profile: Profile, request: PlanRequest, cluster: Cluster) -> None:
-        self.profile, self.request, self.cluster = profile, request, cluster
+        self.profile, self.request = profile, request
         self.deadline = time.monotonic() + max(LEAST_S, request.limits.time_s)
         self.base = PlanningProblem.build(
             profile, request, cluster=cluster, microbatch=least_demanding(profile, request)
         )
         self.limits: tuple[Limit, ...] = limits_of_feasibility(self.base)
+        self.cluster = _of_use(self.base, self.limits)
         self.asked = 0
         self._answers: dict[frozenset[int], bool | None] = {}
         self._clusters: dict[tuple[tuple[str, int], ...], Cluster] = {}
@@ -84,6 +87,8 @@ class Feasibility:
             )
         except InvalidInputError:
             return False  # the limits exclude each other
+        if plainly_nothing(problem):
+            return False
         result = self._any_plan(problem)
         if result.assignment is not None:
             return True
@@ -106,28 +111,40 @@ class Feasibility:
         if self.request.solver is not None:
             solver = choose_solver(problem, name=self.request.solver)
             return solver.solve(problem, cost=CostModel(problem), limits=limits)
-        fewer = self._fewer_devices(problem)
-        if fewer is not None:
+        alone = not problem.batch_splits and not problem.tensor_splits
+        most = min(
+            problem.max_stages, problem.num_layers, max(len(members) for members in problem.classes)
+        )
+        for count in (*(2**k for k in range(most.bit_length()) if 2**k < most), most):
+            some = [device for members in problem.classes for device in members[:count]]
+            fewer = problem.limited_to(some, items=problem.items)
+            if fewer is None or self._lines.rejects(fewer) is not None:
+                break
             found = self._lines.solve(fewer, cost=CostModel(fewer), limits=limits)
-            alone = not problem.batch_splits and not problem.tensor_splits
-            if found.assignment is not None or alone or fewer.devices == problem.devices:
+            # Where each stage is on one device, more of a class than stages are of no use.
+            everything = fewer.devices == problem.devices or (alone and count == most)
+            if found.assignment is not None or everything or limits.expired:
                 return found
         return solve(problem, cost=CostModel(problem), name=None, limits=limits)[1]
 
-    def _fewer_devices(self, problem: PlanningProblem) -> PlanningProblem | None:
-        """As many devices of each class as a pipeline has stages, if a line can be planned on them:
-        more are of no use where each stage is on one device."""
-        most = min(problem.max_stages, problem.num_layers)
-        some = [device for members in problem.classes for device in members[:most]]
-        fewer = problem.limited_to(some, items=problem.items)
-        if fewer is None or self._lines.rejects(fewer) is not None:
-            return None
-        return fewer
 
+def _of_use(base: PlanningProblem, limits: Sequence[Limit]) -> Cluster:
+    """The cluster with as many devices of each kind as one pipeline can use, whatever is lifted.
 
-def rooms(problem: PlanningProblem) -> Sequence[int]:
-    """What each usable device has besides the reserve, in bytes."""
-    return [
-        max(0, problem.capacity_bytes(device) - problem.reserve_bytes(device))
-        for device in problem.devices
-    ]
+    A pipeline has a stage a layer at most; a stage split by batch has a rank an item at most, one
+    split by tensor ``MAX_WIDTH`` of them.
+    """
+    request = base.request
+    width = max(MAX_WIDTH if base.graph.regions else 1, request.microbatch_size or 1)
+    most = base.num_layers * width
+    kept = {name for x in limits if x.kind is LimitKind.MEMORY for name in x.devices[:most]}
+    kept |= {pin.device for pin in request.pins} | {x.device for x in request.forbids}
+    gone = set(base.cluster.device) - kept
+    if not gone:
+        return base.cluster
+    hosts = tuple(
+        host.replaced(devices=tuple(x for x in host.devices if f"{host.name}/{x.name}" not in gone))
+        for host in base.cluster.hosts
+    )
+    links = tuple(x for x in base.cluster.links if not gone & {x.source, x.target})
+    return base.cluster.replaced(hosts=hosts, links=links)

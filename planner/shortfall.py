@@ -14,6 +14,14 @@ from profiler.errors import Change
 from profiler.units import format_bytes
 
 
+def plainly_nothing(problem: PlanningProblem) -> bool:
+    """Whether no plan fits for a reason that needs no search: more weights than memory, or a layer
+    that is too much for every device. Where False, nothing is known."""
+    if _too_heavy(problem) is not None:
+        return True
+    return not problem.batch_splits and _homeless_layer(problem) is not None
+
+
 def shortfall(problem: PlanningProblem, changes: Sequence[Change]) -> str:
     """What needs how much, and how much there is. ``changes`` make a plan fit, each alone."""
     return _homeless_layer(problem) or _too_heavy(problem) or _tightest(problem, changes)

@@ -55,9 +55,9 @@ def test_a_forbidden_device_has_a_price() -> None:
 
 
 def test_splits_that_are_not_used_are_priced_or_said_to_be_impossible() -> None:
-    # 1 s and 2 s a layer and item, links of 5 s: any split costs more than it saves.
-    cluster = make_cluster({"a": GIB, "b": GIB}, latency_s=5.0)
-    seconds = {"a": [1.0] * 2, "b": [2.0] * 2}
+    # 1 s and 3 s a layer and item, links of 20 s: any split costs more than it saves.
+    cluster = make_cluster({"a": GIB, "b": GIB}, latency_s=20.0)
+    seconds = {"a": [1.0] * 2, "b": [3.0] * 2}
     profile = make_profile(chain_graph(2), cluster, seconds=seconds)
     made = plan(profile, batch_size=4)
     found = {x.split: x for x in made.search.splits}

@@ -20,7 +20,7 @@ from profiler.profile import Profile
 from tests.support.wishes import Variant, fits, lifted, resized, with_wishes
 from tests.support.worlds import random_branching, random_chain
 
-COUNT = 32
+COUNT = 40
 MAX_LIMITS = 9
 
 
