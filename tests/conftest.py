@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from tests.support.warm import WarmPopen, close_servers
 
 # A job that a shell put in the background ignores Ctrl-C, and so would all that tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -41,3 +44,22 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         assert text == file.read_text(encoding="utf-8")
 
     return compare
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _warm_ranks() -> Iterator[None]:
+    """Ranks' starters are forked from a process that has imported torch (see ``support.warm``).
+
+    Tests of starting itself use ``cold_ranks``; commands run as processes of their own start their
+    ranks as everywhere.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("executor.local.Popen", WarmPopen)
+        yield
+    close_servers()
+
+
+@pytest.fixture
+def cold_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks are started as users start them."""
+    monkeypatch.setattr("executor.local.Popen", subprocess.Popen)
