@@ -16,6 +16,9 @@ from tests.support.warm import WarmPopen, close_servers
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+STARTERS = ("executor.local.Popen", "profiler.companion.Popen", "profiler.residency.Popen")
+"""Where this package starts Python processes for ranks and like ranks."""
+
 GOLDEN = Path(__file__).parent / "golden"
 
 # Machines that run tests are busy: no deadline for one example; the same examples every time.
@@ -54,7 +57,8 @@ def _warm_ranks() -> Iterator[None]:
     ranks as everywhere.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("executor.local.Popen", WarmPopen)
+        for name in STARTERS:
+            patch.setattr(name, WarmPopen)
         yield
     close_servers()
 
@@ -62,4 +66,5 @@ def _warm_ranks() -> Iterator[None]:
 @pytest.fixture
 def cold_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ranks are started as users start them."""
-    monkeypatch.setattr("executor.local.Popen", subprocess.Popen)
+    for name in STARTERS:
+        monkeypatch.setattr(name, subprocess.Popen)

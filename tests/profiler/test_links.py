@@ -163,7 +163,7 @@ def test_two_processes_on_one_host_are_refused(tmp_path: Path) -> None:
 
 
 def test_hosts_that_cannot_reach_each_other_are_named(tmp_path: Path) -> None:
-    script = ["-c", SHORT + COMMAND, "devices", "-o", "c.yaml", "--timeout", "5"]
+    script = ["-c", SHORT + COMMAND, "devices", "-o", "c.yaml", "--timeout", "3"]
     nowhere = {1: {"GLOO_SOCKET_IFNAME": "nowhere0"}}
     with hosts(2, script, cwd=tmp_path, changed=nowhere) as running:
         ended = running.wait_all()

@@ -153,9 +153,11 @@ def differs():
 
 SHORT = """
 import os, signal, sys
-import profiler.occupancy, profiler.session, profiler.measure
+import profiler.occupancy, profiler.residency, profiler.segments
 profiler.occupancy.MAX_WINDOWS = 4
 profiler.occupancy.WINDOW_S = 0.05
+profiler.segments.BLOCK_S = 0.02
+profiler.residency.NUM_RUNS = 1
 rank = int(os.environ["RANK"])
 """
 
@@ -164,7 +166,7 @@ from executor.cli import main
 main()
 """
 
-QUICK = ("--batch-sizes", "1,2", "--budget", "3", "--timeout", "30", "--link-seconds", "0.2")
+QUICK = ("--batch-sizes", "1,2", "--budget", "0.5", "--timeout", "30", "--link-seconds", "0.2")
 
 
 def profile(
@@ -296,7 +298,8 @@ profiler.journal.Journal.__init__ = init
 
 API = """
 import profiler, json
-made = profiler.profile_model("tiny:build", batch_sizes=[1])
+from profiler.measure import Effort
+made = profiler.profile_model("tiny:build", batch_sizes=[1], effort=Effort(budget_s=0.5))
 print(json.dumps([made.content_digest(), sorted(made.timings_of)]))
 """
 
