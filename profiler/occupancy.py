@@ -154,7 +154,7 @@ def measure_occupancy(
     Raises:
         RankFailedError: the other rank is gone, or nothing came through in time.
     """
-    stream = Stream.for_link(fit)
+    stream = Stream.for_link(fit, seconds=WINDOW_S)
     most = max(MIN_WINDOWS, min(MAX_WINDOWS, round(WINDOWS_A_SECOND * budget_s)))
     alone: list[Window] = []
     beside: list[Window] = []
@@ -221,7 +221,7 @@ def serve_occupancy(wire: Wire, flow: Flow, fit: LinkFit) -> None:
     Raises:
         RankFailedError: the other rank is gone, or nothing came through in time.
     """
-    stream = Stream.for_link(fit)
+    stream = Stream.for_link(fit, seconds=WINDOW_S)
     told = torch.zeros(TINY_BYTES, dtype=torch.uint8)
     while True:
         wire.wait(wire.receive(told, ANSWER_TAG), TINY_BYTES)
