@@ -19,13 +19,15 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 RATE = 5e6
 
 SHORT = """
-import profiler.occupancy
+import profiler.linkprobe, profiler.occupancy
+profiler.linkprobe.LONGEST_S = 0.06
 profiler.occupancy.MAX_WINDOWS = 4
 profiler.occupancy.WINDOW_S = 0.05
 from executor.cli import main
 main()
 """
-"""What transfers take from computing is not asked here, and measured as briefly as possible."""
+"""What transfers take from computing is not asked here, and measured as briefly as possible; the
+longest message takes 0.05 s, not 0.2 s, which is the same line."""
 
 
 def test_links_of_one_wire_that_are_measured_at_once_are_not_taken_for_slow(
