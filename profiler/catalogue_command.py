@@ -30,12 +30,14 @@ def catalogue(
 
     What they would change: apportion what-if profile.json --add "rtx-4090 via 10gbe"
     """
-    from profiler.catalogue import catalogue_devices, catalogue_links, find_device, find_link
+    from profiler.catalogue import catalogue_devices, catalogue_links, find_device
 
     devices, links = tuple(catalogue_devices().values()), tuple(catalogue_links().values())
+    entries: tuple[CatalogueDevice | CatalogueLink, ...] = ()
     if name is not None:
-        known = name in catalogue_links()
-        devices, links = ((), (find_link(name),)) if known else ((find_device(name),), ())
+        links = tuple(x for x in links if x.name == name)
+        devices = () if links else (find_device(name),)
+        entries = (*devices, *links)
     if form is Format.JSON:
         write_json(
             {
@@ -44,7 +46,7 @@ def catalogue(
             }
         )
     elif name is not None:
-        write_result("\n".join(_entry((*devices, *links)[0])))
+        write_result("\n".join(line for entry in entries for line in _entry(entry)))
     else:
         write_result("\n".join((*_device_table(devices), "", *_link_table(links))))
 
