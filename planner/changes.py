@@ -33,7 +33,7 @@ _ADD = re.compile(
     re.IGNORECASE,
 )
 _TIMES = re.compile(r"(?P<what>.+?)\s+x\s*(?P<factor>[-+0-9.eE]+|inf|nan)\s*")
-_LINK = re.compile(r"link\s+(?P<source>\S+)\s*(?P<arrow><->|->)\s*(?P<target>\S+)", re.IGNORECASE)
+_LINK = re.compile(r"link\s+(?P<source>\S+?)\s*(?P<arrow><->|->)\s*(?P<target>\S+)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)

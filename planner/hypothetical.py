@@ -10,7 +10,13 @@ from typing import Protocol
 
 from planner.planfile import HypotheticalEstimate, HypotheticalPart
 from profiler.cluster import Cluster
-from profiler.interval import End, cluster_at, is_hypothetical, profile_at
+from profiler.interval import (
+    End,
+    cluster_at,
+    has_hypothetical_links,
+    is_hypothetical,
+    profile_at,
+)
 from profiler.profile import Profile
 
 
@@ -60,11 +66,13 @@ def _parts(
         mark = profile.timings_of[device].hypothetical
         if mark is not None:
             yield HypotheticalPart(where=device, basis=mark.basis)
+    if not has_hypothetical_links(cluster):
+        return
     marks = {
-        (source, target): mark
+        (source, target): basis
         for source in devices
         for target in devices
-        if source != target and (mark := _link_mark(cluster, source, target, wires)) is not None
+        if source != target and (basis := _link_basis(cluster, source, target, wires)) is not None
     }
     for (source, target), basis in marks.items():
         if marks.get((target, source)) != basis:
@@ -73,7 +81,7 @@ def _parts(
             yield HypotheticalPart(where=f"{source} <-> {target}", basis=basis)
 
 
-def _link_mark(cluster: Cluster, source: str, target: str, wires: Collection[str]) -> str | None:
+def _link_basis(cluster: Cluster, source: str, target: str, wires: Collection[str]) -> str | None:
     """What the figures of a link rest on, if it is in use and nobody measured it."""
     link = cluster.link(source, target)
     if link.hypothetical is None or (link.shares or f"{source} -> {target}") not in wires:

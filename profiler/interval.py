@@ -25,9 +25,15 @@ class End(StrEnum):
 
 def is_hypothetical(profile: Profile, cluster: Cluster) -> bool:
     """Whether any figure of these is."""
-    return any(x.hypothetical for x in profile.timings) or any(
-        x.hypothetical for x in _all_links(cluster)
-    )
+    return any(x.hypothetical for x in profile.timings) or has_hypothetical_links(cluster)
+
+
+def has_hypothetical_links(cluster: Cluster) -> bool:
+    """Whether any link of the cluster is."""
+    inside = [host.inner_link for host in cluster.hosts if host.inner_link is not None]
+    groups = [group.inner_link for group in cluster.groups]
+    common = [*inside, *groups, cluster.default_link]
+    return any(x.hypothetical for x in cluster.links) or any(x.hypothetical for x in common)
 
 
 def profile_at(profile: Profile, end: End) -> Profile:
@@ -43,7 +49,7 @@ def profile_at(profile: Profile, end: End) -> Profile:
 
 def cluster_at(cluster: Cluster, end: End) -> Cluster:
     """``cluster`` with the times of hypothetical links at ``end``."""
-    if not any(x.hypothetical for x in _all_links(cluster)):
+    if not has_hypothetical_links(cluster):
         return cluster
     return cluster.replaced(
         links=tuple(_link_at(x, end) for x in cluster.links),
@@ -85,9 +91,3 @@ def _link_at(link: _AnyLink, end: End) -> _AnyLink:
 
 def _factor(mark: Hypothetical, end: End) -> float:
     return mark.low if end is End.LOW else mark.high
-
-
-def _all_links(cluster: Cluster) -> list[Link | DefaultLink]:
-    inside = [host.inner_link for host in cluster.hosts if host.inner_link is not None]
-    groups = [group.inner_link for group in cluster.groups]
-    return [*cluster.links, *inside, *groups, cluster.default_link]

@@ -114,10 +114,10 @@ def with_memory(profile: Profile, device: str, factor: float) -> Profile:
     host = cluster.host_of[device]
     others = [after if x.name == before.name else x for x in host.devices]
     changed = host.replaced(devices=tuple(others))
-    hosts = tuple(changed if x.name == host.name else x for x in cluster.hosts)
+    hosts = [changed if x.name == host.name else x for x in cluster.hosts]
     basis = f"{device} with {format_bytes(size)} in place of {format_bytes(before.memory_bytes)}"
     moved = _with_timings(profile, device, basis, 1.0)
-    return moved.replaced(cluster=cluster.replaced(hosts=hosts))
+    return moved.replaced(cluster=cluster.replaced(hosts=tuple(hosts)))
 
 
 def _with_timings(profile: Profile, device: str, basis: str, factor: float) -> Profile:
@@ -167,7 +167,7 @@ def _new_links(
 
 
 def _new_host(cluster: Cluster, wanted: str) -> Host:
-    taken = {x.name for x in (*cluster.hosts, *cluster.groups)}
+    taken = {x.name for x in cluster.hosts} | {x.name for x in cluster.groups}
     name, number = wanted, 1
     while name in taken:
         number += 1
