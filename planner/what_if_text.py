@@ -13,6 +13,8 @@ from profiler.units import format_seconds
 COLUMNS = 80
 CHANGE = 41
 """Columns of a change's name."""
+SKIPPED = 3
+"""Changes that could not be tried which are shown with their reasons."""
 
 
 def render_what_if(found: WhatIf, *, name: str) -> str:
@@ -78,8 +80,11 @@ def _details(x: Answer) -> Iterator[str]:
 def _notes(found: WhatIf) -> Iterator[str]:
     if any(x.plan is not None and x.plan.estimate.hypothetical for x in found.answers):
         yield "  * hypothetical: nobody measured what the plan rests on"
-    for text, why in found.skipped:
+    for text, why in found.skipped[:SKIPPED]:
         yield from _wrapped("  not tried: ", f"{text}: {why}")
+    more = len(found.skipped) - SKIPPED
+    if more > 0:
+        yield f"  not tried: {more} more (--format json has all)"
 
 
 def _signed(seconds: float) -> str:

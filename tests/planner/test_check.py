@@ -480,4 +480,5 @@ def test_every_rule_has_a_test_here() -> None:
         "fallback",
     }
     tested |= {"slices"}  # test_check_slices
+    tested |= {"hypothetical"}  # test_what_if
     assert tested == set(RULES)
