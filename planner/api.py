@@ -16,7 +16,6 @@ from planner.cost import CostModel
 from planner.fallbacks import with_fallbacks
 from planner.infeasible import explain_failure, unproved
 from planner.lower import estimate, lower
-from planner.microbatches import microbatch_sizes
 from planner.planfile import (
     FileInput,
     ModelInput,
@@ -28,7 +27,9 @@ from planner.planfile import (
 from planner.request import PlanRequest
 from planner.search import Search
 from planner.solvers.base import TOLERANCE
+from planner.split_prices import split_prices
 from planner.warnings import plan_warnings
+from planner.wish_prices import wish_prices
 from profiler.cluster import Cluster
 from profiler.documents import describe
 from profiler.errors import ApportionError, InvalidInputError
@@ -77,6 +78,10 @@ def plan(  # noqa: PLR0913  (one parameter an input)
         if not search.adopt([*forced, *rivals]):
             break
         idle, forced, rivals = search.evidence()
+    splits, with_split = split_prices(search)
+    if search.adopt(with_split):
+        idle, forced, rivals = search.evidence()
+        splits, _ = split_prices(search)
     chosen, result = search.best, search.results[search.best.problem.microbatch]
     spec = lower(chosen.problem, chosen.assignment, chosen.price)
     inputs = PlanInputs(
@@ -107,6 +112,8 @@ def plan(  # noqa: PLR0913  (one parameter an input)
         alternatives=as_alternatives(rivals),
         choices=split_choices(chosen.problem, chosen.assignment, CostModel(chosen.problem)),
         idle=tuple(idle),
+        wishes=wish_prices(search),
+        splits=splits,
     )
     figures = estimate(chosen.problem, chosen.assignment, chosen.price)
     best = Plan(
@@ -148,7 +155,6 @@ def _failure(search: Search) -> ApportionError:
         search.profile,
         search.request,
         cluster=search.cluster,
-        microbatch=microbatch_sizes(search.profile, search.request).smallest,
         evidence=f"tried: {search.candidates} candidates with {search.solver_name}; "
         "infeasibility is proved.",
     )

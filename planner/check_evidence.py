@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
+from planner.check_prices import price_findings
 from planner.derive import Derived, RankLoad
 from planner.findings import Finding, Severity, error, warning
 from planner.layout import Layout
@@ -198,6 +199,7 @@ def search_findings(
     if search.baseline is not None:
         yield from _baseline(search, search.baseline, severity)
     yield from _idle(plan, cluster, severity)
+    yield from price_findings(plan, severity)
     yield from _fallbacks(plan, severity)
 
 

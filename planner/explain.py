@@ -35,8 +35,10 @@ from planner.shown import (
     RankShown,
     ResultShown,
     Sending,
+    SplitPriceShown,
     SplitShown,
     StageShown,
+    WishShown,
 )
 from profiler.errors import InvalidInputError
 
@@ -101,6 +103,8 @@ def explain(
             for x in search.alternatives
         ),
         idle=tuple(Notice(code=x.device, message=x.reason) for x in search.idle),
+        wishes=tuple(WishShown(**x.model_dump()) for x in search.wishes),
+        splits=tuple(SplitPriceShown(**x.model_dump()) for x in search.splits),
         fallbacks=tuple(
             FallbackShown(
                 devices=x.devices,

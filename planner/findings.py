@@ -61,6 +61,7 @@ RULES: Mapping[str, str] = {
     "certificate": "the search's proof is about this `spec`",
     "baseline": "what `search.baseline` says fits the objective",
     "idle": "the devices called idle are exactly those that the plan does not use",
+    "price": "what `search.wishes` and `search.splits` say fits the request and the objective",
     "fallback": "what `search.fallbacks` says is of devices in use and fits the objective",
 }
 """Code -> the rule that was broken."""
@@ -75,6 +76,7 @@ EVIDENCE = frozenset(
         "certificate",
         "baseline",
         "idle",
+        "price",
         "fallback",
     }
 )

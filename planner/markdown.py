@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from planner.fallback_text import fallback_entries
 from planner.planfile import INPUT, OUTPUT
+from planner.price_text import split_entries, wish_entries
 from planner.render import objective_name, range_text
 from planner.screen import count, layers_text, percent, plain, rate
 from planner.shown import ExplainReport, RankShare, Sending
@@ -169,6 +170,8 @@ def _alternatives(report: ExplainReport) -> list[str]:
 
 def _notices(report: ExplainReport) -> list[str]:
     lines = [f"- idle `{_code(x.code)}`: {_text(x.message)}" for x in report.idle]
+    lines += [f"- wish `{_code(x)}`: {_text(what)}" for x, what in wish_entries(report)]
+    lines += [f"- split `{_code(x)}`: {_text(what)}" for x, what in split_entries(report)]
     lines += [f"- without `{_code(x)}`: {_text(what)}" for x, what in fallback_entries(report)]
     return lines + [f"- **{_text(x.code)}**: {_text(x.message)}" for x in report.warnings]
 

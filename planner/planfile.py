@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from planner.request import Destination, Objective, PlanRequest
+from planner.request import Destination, Objective, PlanRequest, Split
 from profiler.documents import Document, Estimated, Record, digest
 
 INPUT = "input"
@@ -337,12 +337,50 @@ class StageChoice(Record):
     costs: tuple[SplitCost, ...]
 
 
+class WishPrice(Record):
+    """What one wish of the request costs: the best plan without it, from a search of its own.
+
+    ``kind`` is the field of the request, ``wish`` says it in words, ``subject`` is the layers, the
+    device or the split that it is about. ``verdict``: ``costs``, a plan without it is better by
+    ``gain_s``; ``free``, none is (proved); ``open``, none was found, and none is below ``bound_s``;
+    ``skipped``, ``note`` says why. ``plan`` is the better one in a line.
+    """
+
+    kind: str
+    wish: str
+    subject: str = ""
+    verdict: Literal["costs", "free", "open", "skipped"]
+    objective_s: Estimated | None = None
+    bound_s: Estimated | None = None
+    gain_s: Estimated | None = None
+    plan: str | None = None
+    note: str = ""
+
+
+class SplitPrice(Record):
+    """What it would cost to split the work in a way that the plan does not: the best plan with it.
+
+    ``verdict``: ``costs``, that one takes ``loss_s`` more; ``free``, it is as good; ``impossible``,
+    there is no such plan; ``open``, none was found; ``skipped``. Nothing that uses it is below
+    ``bound_s``. ``note`` says among which plans it was looked for, or why there is none.
+    """
+
+    split: Split
+    verdict: Literal["costs", "free", "impossible", "open", "skipped"]
+    objective_s: Estimated | None = None
+    bound_s: Estimated | None = None
+    loss_s: Estimated | None = None
+    plan: str | None = None
+    note: str = ""
+
+
 class SearchRecord(Record):
     """The certificate: ``objective_s`` was reached, nothing below ``bound_s`` exists in ``space``.
 
     ``gap`` = (objective - bound) / bound; ``status`` is ``optimal`` when it is zero to 1e-9.
-    ``baseline`` is there if the plan was made beside one that was in use, ``fallbacks`` if they
-    were asked for.
+    ``wishes`` are the prices of what was asked, ``splits`` those of the allowed ways to split that
+    the plan does not use. ``baseline`` is there if the plan was made beside one that was in use,
+    ``fallbacks`` if they were asked for.
     """
 
     solver: str
@@ -356,6 +394,8 @@ class SearchRecord(Record):
     alternatives: tuple[Alternative, ...] = ()
     choices: tuple[StageChoice, ...] = ()
     idle: tuple[IdleDevice, ...] = ()
+    wishes: tuple[WishPrice, ...] = ()
+    splits: tuple[SplitPrice, ...] = ()
     baseline: BaselineRecord | None = None
     fallbacks: tuple[Fallback, ...] = ()
 

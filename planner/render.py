@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from planner.actual import Actual
 from planner.fallback_text import fallback_entries
 from planner.findings import Finding, Severity
+from planner.price_text import split_entries, wish_entries
 from planner.render_tree import placement_lines
 from planner.request import Objective
 from planner.screen import WIDTH, count, cut, lines_of, percent, plain, rate, sides, wrapped
@@ -45,6 +46,8 @@ def render_text(report: ExplainReport, detail: Detail = SCREEN) -> str:
         _rank_table(report, detail),
         _why(report, detail),
         _listed("Idle devices", [(x.code, x.message) for x in report.idle], detail.others),
+        _listed("What the wishes cost", wish_entries(report), detail.others),
+        _listed("Splits that it does not use", split_entries(report), detail.others),
         _listed("If a device is missing", fallback_entries(report), detail.others),
         _listed("Warnings", [(x.code, x.message) for x in report.warnings], detail.others),
         _next(report),

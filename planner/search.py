@@ -40,6 +40,7 @@ class Search:
     profile: Profile
     request: PlanRequest
     cluster: Cluster | None
+    known: Chosen | None = None  # a plan to begin with
     best: Chosen | None = None
     results: dict[int, SolverResult] = field(default_factory=dict)
     ended: set[int] = field(default_factory=set)  # sizes whose search stopped by itself
@@ -55,6 +56,7 @@ class Search:
         sizes = microbatch_sizes(self.profile, self.request)
         limit = self.request.limits.time_s
         end = time.monotonic() + limit
+        self.best = self.known
         self.costs = self._promising(sizes.measured)
         self.rules = [(cost.problem, apply_rules(cost.problem, cost)) for cost in self.costs]
         if self.request.solver is None:  # a named solver answers alone
@@ -98,7 +100,9 @@ class Search:
                 continue
             if rival.objective_s < self.best.objective_s * (1 - TOLERANCE):
                 self.best = Chosen(
-                    problem=replace(rival.problem, request=self.request, required=frozenset()),
+                    problem=replace(
+                        rival.problem, request=self.request, required=frozenset(), must_use=None
+                    ),
                     assignment=rival.assignment,
                     price=CostModel(rival.problem).evaluate(rival.assignment),
                     objective_s=rival.objective_s,

@@ -161,6 +161,34 @@ class FallbackShown:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WishShown:
+    """What a wish of the request costs; ``planner.planfile.WishPrice`` says what the fields are."""
+
+    kind: str
+    wish: str
+    subject: str
+    verdict: str
+    objective_s: float | None
+    bound_s: float | None
+    gain_s: float | None
+    plan: str | None
+    note: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitPriceShown:
+    """What an unused way to split would cost; see ``planner.planfile.SplitPrice``."""
+
+    split: str
+    verdict: str
+    objective_s: float | None
+    bound_s: float | None
+    loss_s: float | None
+    plan: str | None
+    note: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Notice:
     """Something that a reviewer should know."""
 
@@ -196,6 +224,8 @@ class ExplainReport:
     ranks: tuple[RankShown, ...]
     alternatives: tuple[AlternativeShown, ...]
     idle: tuple[Notice, ...]
+    wishes: tuple[WishShown, ...]
+    splits: tuple[SplitPriceShown, ...]
     fallbacks: tuple[FallbackShown, ...]
     warnings: tuple[Notice, ...]
     actuals: tuple[Actual, ...]

@@ -288,7 +288,7 @@ class _Run:
             passed = tables.hops.last_duration[n, out]
             total = float(self.starting[n, :, -1].min() + passed)
             blocked = self.limited and self.search._piecewise[n] and passed > self.period_s
-            if total < np.inf and not blocked:
+            if total < np.inf and not blocked and tables.one_stage:
                 yield _End(code, n, 0, total)
         for level in states.levels[1:]:
             if limits.expired:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,6 +11,7 @@ import numpy as np
 from planner.figures import Figures
 from planner.options import Option, OptionSet
 from planner.problem import PlanningProblem
+from planner.request import Split
 from planner.solvers.arrays import Flags, Floats, Integers
 from planner.solvers.base import Assignment
 from planner.solvers.chain_hops import find_hops
@@ -53,7 +55,8 @@ class ChainTables:
 
     def __init__(self, problem: PlanningProblem, figures: Figures, found: OptionSet) -> None:
         self.problem, self.figures, self.found = problem, figures, found
-        self.options = options = found.options
+        marked = _marked(problem, found.options)
+        self.options = options = (*found.options, *marked)
         self.num_layers = problem.num_layers
         segments = Segments(problem, figures, options)
         self.crossing = segments.crossing
@@ -62,7 +65,7 @@ class ChainTables:
         self.root_can_stay_empty = segments.root_can_stay_empty
         self.compute = np.stack([segments.compute_s(option) for option in options])
         self.hops = find_hops(problem, figures, options, self.crossing)
-        self.states = enumerate_states(problem, options)
+        self.states = enumerate_states(problem, options, marked=len(marked))
         size = self.num_layers + 1
         # Which runs have which sets, by length and start, for sliding along the layers.
         self._pairs = [
@@ -74,6 +77,11 @@ class ChainTables:
         self._diagonal = [
             (np.arange(size - length), np.arange(length, size)) for length in range(size)
         ]
+
+    @property
+    def one_stage(self) -> bool:
+        """Whether the whole model may be in one stage."""
+        return self.problem.must_use is not Split.LAYERS
 
     def runs(self, option: Option) -> int:
         """How often a batch a stage on ``option`` runs."""
@@ -132,3 +140,13 @@ class ChainTables:
         inside[:, size] = False
         inside[0, :] = False
         return np.asarray((crossing.input_set == u) & (crossing.output_set == o) & inside)
+
+
+def _marked(problem: PlanningProblem, options: Sequence[Option]) -> list[Option]:
+    """The options of which a plan must have one, once more: the one that it has."""
+    match problem.must_use:
+        case Split.BATCH:
+            return [o for o in options if o.is_group and not o.is_tensor]
+        case Split.TENSOR:
+            return [o for o in options if o.is_tensor]
+    return []

@@ -67,6 +67,8 @@ class TemplateSolver:
             return "it plans for throughput only"
         if problem.required:
             return "it cannot be told to use a device"
+        if problem.must_use:
+            return "it cannot be told how to split the work"
         if problem.request.max_stages is not None:
             return "the request limits the number of stages"
         kinds = len(find_pools(problem).kinds)

@@ -478,6 +478,7 @@ def test_every_rule_has_a_test_here() -> None:
         "answer",
         "baseline",
         "fallback",
+        "price",
     }
     tested |= {"slices"}  # test_check_slices
     tested |= {"hypothetical"}  # test_what_if
