@@ -115,15 +115,20 @@ def plan(  # noqa: PLR0913  (one parameter an input)
         wishes=wish_prices(search),
         splits=splits,
     )
+    figures = estimate(chosen.problem, chosen.assignment, chosen.price)
     best = Plan(
         plan_id=plan_id(inputs, spec),
         created_by=CREATED_BY,
         inputs=inputs,
         spec=spec,
-        estimate=estimate(chosen.problem, chosen.assignment, chosen.price),
+        estimate=figures,
         search=record,
         warnings=plan_warnings(
-            chosen, [*rivals, *forced], gap=search.gap, cost=CostModel(chosen.problem)
+            chosen,
+            [*rivals, *forced],
+            gap=search.gap,
+            cost=CostModel(chosen.problem),
+            estimate=figures,
         ),
     )
     decided = best if used is None else beside(best, used, profile, cluster=cluster)

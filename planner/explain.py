@@ -25,6 +25,7 @@ from planner.shown import (
     AlternativeShown,
     ExplainReport,
     FallbackShown,
+    HypotheticalShown,
     InputsShown,
     LayerShown,
     Notice,
@@ -116,7 +117,12 @@ def explain(
         ),
         warnings=tuple(_warnings(plan)),
         actuals=() if run_report is None else read_actuals(plan, run_report),
-        next_steps=_next_steps(name, has_run=run_report is not None),
+        next_steps=_next_steps(
+            name,
+            has_run=run_report is not None,
+            real=not any(x.hypothetical for x in plan.spec.ranks),
+        ),
+        hypothetical=_hypothetical(plan),
     )
 
 
@@ -297,7 +303,27 @@ def _warnings(plan: Plan) -> Iterator[Notice]:
         yield Notice(code=warning.code, message=warning.message)
 
 
-def _next_steps(name: str, *, has_run: bool) -> tuple[tuple[str, str], ...]:
+def _hypothetical(plan: Plan) -> HypotheticalShown | None:
+    found = plan.estimate.hypothetical
+    if found is None:
+        return None
+    return HypotheticalShown(
+        parts=tuple((x.where, x.basis) for x in found.parts),
+        period_s=(found.period_low_s, found.period_high_s),
+        latency_s=(found.latency_low_s, found.latency_high_s),
+    )
+
+
+def _next_steps(name: str, *, has_run: bool, real: bool) -> tuple[tuple[str, str], ...]:
+    if not real:
+        return (
+            (f"apportion check    {name}", "every rule and figure, derived again"),
+            (f"apportion rehearse {name}", "its ranks and messages, waiting in place of computing"),
+            (
+                "apportion profile  MODEL -c cluster.yaml",
+                "once the devices are there: measure them",
+            ),
+        )
     if has_run:
         return (
             ("apportion refit profile.json REPORT -o new.json", "correct the profile by the run"),

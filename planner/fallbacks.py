@@ -39,7 +39,7 @@ def with_fallbacks(plan: Plan, profile: Profile, *, cluster: Cluster | None = No
     for left, devices in zip(range(len(groups), 0, -1), groups, strict=True):
         part = max(LEAST_S, (end - time.monotonic()) / left)
         limits = request.limits.replaced(time_s=min(part, request.limits.time_s))
-        asked = _lifted(request, devices[0]).replaced(limits=limits)
+        asked = lifted(request, devices[0]).replaced(limits=limits)
         found.append(_fallback(plan.search, profile, machines, asked, devices))
     search = plan.search.replaced(fallbacks=tuple(found))
     return plan.model_copy(update={"search": search})
@@ -81,7 +81,7 @@ def without_device(cluster: Cluster, device: str) -> Cluster | None:
     return cluster.replaced(hosts=hosts, links=links)
 
 
-def _lifted(request: PlanRequest, device: str) -> PlanRequest:
+def lifted(request: PlanRequest, device: str) -> PlanRequest:
     """``request`` without what it says of ``device``."""
     return request.replaced(
         pins=tuple(x for x in request.pins if x.device != device),

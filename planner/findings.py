@@ -53,6 +53,7 @@ RULES: Mapping[str, str] = {
     "answer": "the answer is put together and delivered as the request asks",
     "request-layers": "the request's selectors name layers, its limits name devices",
     "extrapolated": "no rank gets more items at once than were measured",
+    "hypothetical": "ranks on devices that nobody measured say so",
     "estimate": "`estimate` follows from `spec` and the profile by the cost model",
     "objective": "`search.objective_s` is the requested objective of this plan",
     "bound": "`bound_s` is at most the objective, and `gap` is their distance",

@@ -158,11 +158,15 @@ class Pipeline(Record):
 
 
 class RankBinding(Record):
-    """A process and the device (``host/device``) it uses. Rank 0 feeds and gathers."""
+    """A process and the device (``host/device``) it uses. Rank 0 feeds and gathers.
+
+    ``hypothetical``: no such device is there, so that the plan cannot be run.
+    """
 
     rank: int
     device: str
     device_type: str
+    hypothetical: Literal[True] | None = None
 
 
 class Transfer(Record):
@@ -228,6 +232,27 @@ class RankEstimate(Record):
     memory: RankMemory
 
 
+class HypotheticalPart(Record):
+    """A device, or a link (``A -> B``, ``A <-> B``), that nobody measured; ``basis`` says what its
+    figures rest on."""
+
+    where: str
+    basis: str
+
+
+class HypotheticalEstimate(Record):
+    """The figures of a plan that rests on what was not measured, at both ends of its range.
+
+    The same decision, priced with all hypothetical times low, and with all of them high.
+    """
+
+    parts: tuple[HypotheticalPart, ...] = Field(min_length=1)
+    period_low_s: Estimated
+    period_high_s: Estimated
+    latency_low_s: Estimated
+    latency_high_s: Estimated
+
+
 class Estimate(Record):
     """What the plan is expected to do.
 
@@ -235,6 +260,7 @@ class Estimate(Record):
     ``latency_s`` the time of one batch alone. ``error_fraction`` comes from the profile.
     ``bottleneck`` starts with what is busy for all of ``period_s``: ``pipeline0.stage1``,
     ``wire node-a/cpu -> node-b/cpu``, or ``wire NAME`` for links that share a wire.
+    ``hypothetical`` is there if the plan uses devices or links that were not measured.
     """
 
     period_s: Estimated
@@ -243,6 +269,7 @@ class Estimate(Record):
     error_fraction: Estimated
     bottleneck: str
     ranks: tuple[RankEstimate, ...]
+    hypothetical: HypotheticalEstimate | None = None
 
 
 class Alternative(Record):

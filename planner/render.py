@@ -96,6 +96,21 @@ def objective_name(report: ExplainReport) -> str:
     return "period" if report.result.objective is Objective.THROUGHPUT else "latency"
 
 
+def range_text(report: ExplainReport) -> str:
+    """Between what the plan may turn out, if it rests on figures that nobody measured; else ""."""
+    found = report.hypothetical
+    if found is None:
+        return ""
+    throughput = report.result.objective is Objective.THROUGHPUT
+    low, high = found.period_s if throughput else found.latency_s
+    parts = ", ".join(where for where, _ in found.parts[:4])
+    more = f" and {len(found.parts) - 4} more" if len(found.parts) > 4 else ""
+    return (
+        f"{objective_name(report)} between {format_seconds(low)} and {format_seconds(high)}: "
+        f"nobody measured {parts}{more}"
+    )
+
+
 def _header(report: ExplainReport) -> list[str]:
     inputs = report.inputs
     used = sum(rank.stage is not None for rank in report.ranks)
@@ -137,6 +152,11 @@ def _result(report: ExplainReport) -> list[str]:
         f"  throughput  {rate(result.items_per_s)} items/s: {count(result.batch_size, 'item')} "
         f"every {format_seconds(result.period_s)}, {parted}",
         f"  latency     {format_seconds(result.latency_s)} for one batch alone",
+        *(
+            wrapped("  range       ", f"hypothetical: {spoken}")
+            if (spoken := range_text(report))
+            else ()
+        ),
         f"  bottleneck  {result.bottleneck}{at}",
         *wrapped(
             "  proof       ", f"{found} ({proof.solver}, {count(proof.candidates, 'candidate')})"

@@ -42,6 +42,15 @@ class ResultShown:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HypotheticalShown:
+    """What of the plan nobody measured, with the reasons, and its figures at both ends."""
+
+    parts: tuple[tuple[str, str], ...]
+    period_s: tuple[float, float]
+    latency_s: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProofShown:
     """How sure it is that nothing better exists, and among what; and beside the plan in use."""
 
@@ -221,3 +230,4 @@ class ExplainReport:
     warnings: tuple[Notice, ...]
     actuals: tuple[Actual, ...]
     next_steps: tuple[tuple[str, str], ...]
+    hypothetical: HypotheticalShown | None = None

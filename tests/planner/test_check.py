@@ -481,4 +481,5 @@ def test_every_rule_has_a_test_here() -> None:
         "price",
     }
     tested |= {"slices"}  # test_check_slices
+    tested |= {"hypothetical"}  # test_what_if
     assert tested == set(RULES)
