@@ -5,8 +5,8 @@
 Two emulated hosts (root needed) with a fast link, objective latency, no split but by layers. The
 planner is to place the towers apart, and the executor to run them at the same time.
 
-``towers_over_limit``: the plan's measured latency over the slower tower's, alone in plain
-torch, and of what joins both. ``one_device_over_towers``: the whole model in plain torch over the plan.
+``towers_over_limit``: the plan's measured latency over the slower tower's, alone in plain torch,
+and what joins both. ``one_device_over_towers``: the whole model in plain torch over the plan.
 All are measured in turn; medians count.
 """
 
