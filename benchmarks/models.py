@@ -85,4 +85,25 @@ def llama_wide() -> Made:
     return LlamaForCausalLM(config).eval(), {"input_ids": ids, "use_cache": False}
 
 
+def clip() -> Made:
+    """CLIP with towers of eight layers: images of 112 x 112 in 50 patches, 64 tokens."""
+    from transformers import CLIPConfig, CLIPModel
+
+    torch.manual_seed(0)
+    tower = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 8,
+             "num_attention_heads": 6, "projection_dim": 256}  # fmt: skip
+    config = CLIPConfig(
+        text_config={**tower, "vocab_size": 8192, "max_position_embeddings": TOKENS,
+                     "bos_token_id": 1, "eos_token_id": 8191, "pad_token_id": 0},
+        vision_config={**tower, "image_size": 112, "patch_size": 16},
+        projection_dim=256,
+    )  # fmt: skip
+    ids = torch.randint(2, 8190, (2, TOKENS))
+    return CLIPModel(config).eval(), {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "pixel_values": torch.randn(2, 3, 112, 112),
+    }
+
+
 MODELS = {"resnet50": resnet50, "bert": bert, "vit": vit, "llama": llama}

@@ -69,7 +69,14 @@ def hosts_of(cores: Sequence[float | None], rate: str) -> Cluster:
     )
 
 
-def profiled(hosts: EmulatedHosts, cluster: Cluster, model: str, *, quick: bool) -> Profile:
+def profiled(
+    hosts: EmulatedHosts,
+    cluster: Cluster,
+    model: str,
+    *,
+    quick: bool,
+    batch_sizes: Sequence[int] = (1, 2),
+) -> Profile:
     """The model measured on both hosts, one and two items at a time."""
     with tempfile.TemporaryDirectory() as folder:
         return profile_inside(
@@ -77,7 +84,7 @@ def profiled(hosts: EmulatedHosts, cluster: Cluster, model: str, *, quick: bool)
             cluster,
             f"benchmarks.models:{model}",
             folder=Path(folder),
-            batch_sizes=(1, 2),
+            batch_sizes=batch_sizes,
             budget_s=3.0 if quick else 10.0,
         )
 

@@ -98,9 +98,9 @@ def measure(
 
 def _cell(hosts: EmulatedHosts, profile: Profile, cluster: str, model: str, *, quick: bool) -> Cell:
     entered = contenders(profile, batch_size=BATCH)
-    repeats = 2 if quick else 3
+    repeats = 2 if quick else 5
     ref = f"benchmarks.models:{model}"
-    outcomes = compete(hosts, profile, ref, entered, repeats=repeats, run_s=0.8 if quick else 1.5)
+    outcomes = compete(hosts, profile, ref, entered, repeats=repeats, run_s=0.8 if quick else 1.2)
     settle()
     names = [host.name for host in profile.cluster.hosts]
     torch_s: dict[str, float] = {}
@@ -112,7 +112,7 @@ def _cell(hosts: EmulatedHosts, profile: Profile, cluster: str, model: str, *, q
                 (Objective.LATENCY, "single"),
             ):
                 theirs.seconds(what, 1)
-                times = [theirs.seconds(what, 2 if quick else 5) for _ in range(repeats)]
+                times = [theirs.seconds(what, 2 if quick else 3) for _ in range(repeats)]
                 torch_s[objective] = statistics.median(times)
     ours = {one.objective: one.plan for one in entered if one.name == "apportion"}
     return Cell(

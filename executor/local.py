@@ -8,12 +8,12 @@ import os
 import selectors
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from subprocess import PIPE, Popen, TimeoutExpired
 from typing import Any
 
 from profiler import errors
@@ -88,9 +88,9 @@ class LocalRanks:
         }
         given = [lifeline_read, status_write, *(other.fileno() for other in theirs)]
         # A session of its own: Ctrl-C reaches the caller alone, which then ends the ranks.
-        self._process = subprocess.Popen(
+        self._process = Popen(
             [sys.executable, "-m", "executor.zygote"],
-            stdin=subprocess.PIPE,
+            stdin=PIPE,
             pass_fds=given,
             start_new_session=True,
             env=heap_environment({"GLOO_SOCKET_IFNAME": "lo", **os.environ}),
@@ -232,7 +232,7 @@ class LocalRanks:
         """End the ranks: ask, wait a little, then insist."""
         if self._process.returncode is None:
             self.command({"command": "stop"})
-            with contextlib.suppress(subprocess.TimeoutExpired):
+            with contextlib.suppress(TimeoutExpired):
                 self._process.wait(timeout=STOP_S)
         self.kill()
 

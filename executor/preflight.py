@@ -32,6 +32,7 @@ def preflight(
         StalePlanError: made for another model, cluster or profile.
         InvalidInputError: it breaks a rule, or a device or memory is missing here.
     """
+    require_real(plan)
     now = captured.graph.fingerprint
     if plan.inputs.model.graph != now:
         raise StalePlanError(
@@ -46,6 +47,22 @@ def preflight(
     if here_only:
         _devices(plan)
         _memory(plan)
+
+
+def require_real(plan: Plan) -> None:
+    """Refuse a plan for devices that are not there.
+
+    Raises:
+        InvalidInputError: a rank's device is hypothetical.
+    """
+    ranks = [x for x in plan.spec.ranks if x.hypothetical]
+    if ranks:
+        named = ", ".join(f"rank {x.rank} on {x.device} ({x.device_type})" for x in ranks[:4])
+        raise InvalidInputError(
+            f"the plan is hypothetical and cannot be run: {named} is known by figures that nobody "
+            "measured. Once the device is there: apportion profile on all devices, then "
+            "apportion plan; to try the plan's ranks and messages now: apportion rehearse"
+        )
 
 
 def require_legal(plan: Plan, sources: Sources | None) -> None:

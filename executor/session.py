@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import time
@@ -34,7 +35,10 @@ if TYPE_CHECKING:
 DEFAULT_TIMEOUT_S = 120.0
 """How long a rank waits for any one message before it gives up and says so."""
 
-_TEMPORARY = "apportion-run-"
+
+def temporary_prefix(pid: int) -> str:
+    """How names of directories begin that the process ``pid`` makes for its ranks."""
+    return f"apportion-run-{pid}-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +101,7 @@ class StartedRanks:
         self.scattered = plan.spec.aggregation.destination is Destination.SCATTERED
         ordered = sorted(plan.spec.ranks, key=lambda binding: binding.rank)
         places = [hosts.place(b.device.rpartition("/")[0]) for b in ordered] if hosts else []
-        self.directory = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=base))
+        self.directory = Path(tempfile.mkdtemp(prefix=temporary_prefix(os.getpid()), dir=base))
         try:
             self.processes = LocalRanks(
                 self.directory,

@@ -11,10 +11,16 @@ if TYPE_CHECKING:
     from planner.api import plan
     from planner.planfile import Plan
     from planner.request import PlanRequest
+    from planner.supposed import what_if
 
-__all__ = ["Plan", "PlanRequest", "plan"]
+__all__ = ["Plan", "PlanRequest", "plan", "what_if"]
 
-_HOMES = {"Plan": "planner.planfile", "PlanRequest": "planner.request", "plan": "planner.api"}
+_HOMES = {
+    "Plan": "planner.planfile",
+    "PlanRequest": "planner.request",
+    "plan": "planner.api",
+    "what_if": "planner.supposed",
+}
 
 
 def __getattr__(name: str) -> Any:

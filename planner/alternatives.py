@@ -110,12 +110,6 @@ def _fewer_splits(problem: PlanningProblem, assignment: Assignment) -> dict[str,
         Split.PIPELINES: problem.one_pipeline() is None,
     }
     allowed = tuple(split for split in Split if possible[split])
-    used = {
-        Split.LAYERS: any(len(p.stages) > 1 for p in assignment.pipelines),
-        Split.BATCH: any(stage.split == "batch" for stage in assignment.stages),
-        Split.TENSOR: any(stage.split == "tensor" for stage in assignment.stages),
-        Split.PIPELINES: len(assignment.pipelines) > 1,
-    }
     found: dict[str, tuple[Split, ...]] = {}
     for name, splits in (
         ("one pipeline", tuple(s for s in allowed if s is not Split.PIPELINES)),
@@ -126,7 +120,7 @@ def _fewer_splits(problem: PlanningProblem, assignment: Assignment) -> dict[str,
         ("pipelines side by side only", (Split.PIPELINES,)),
     ):
         fewer = set(splits) < set(allowed)
-        exceeded = any(used[split] for split in Split if split not in splits)
+        exceeded = any(assignment.uses(split) for split in Split if split not in splits)
         if fewer and exceeded and splits not in found.values():
             found[name] = splits
     return found

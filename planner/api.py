@@ -13,7 +13,6 @@ from planner.baseline import beside, in_use
 from planner.device_search import search_plan
 from planner.fallbacks import with_fallbacks
 from planner.infeasible import explain_failure, unproved
-from planner.microbatches import microbatch_sizes
 from planner.planfile import Plan
 from planner.request import PlanRequest
 from planner.search import Search
@@ -95,6 +94,5 @@ def failure(search: Search) -> ApportionError:
         search.profile,
         without_limits(search.request),
         cluster=search.cluster,
-        microbatch=microbatch_sizes(search.profile, search.request).smallest,
         evidence=evidence,
     )

@@ -15,6 +15,7 @@ from planner.check_evidence import (
     edited,
     estimate_findings,
     extrapolated,
+    hypothetical_findings,
     memory_findings,
     search_findings,
 )
@@ -24,8 +25,9 @@ from planner.check_targets import target_findings
 from planner.check_transfers import transfer_findings
 from planner.derive import Derived, derive
 from planner.findings import Finding, Severity, error
+from planner.hypothetical import hypothetical_estimate
 from planner.layout import read, resolve
-from planner.planfile import Plan
+from planner.planfile import HypotheticalEstimate, Plan
 from planner.prices import Prices
 from profiler.cluster import Cluster, Device, Host
 from profiler.errors import StalePlanError
@@ -70,6 +72,8 @@ def check_plan(
     findings += extrapolated(layout, prices)
     findings += estimate_findings(plan, derived, profile.error_fraction, severity=severity)
     findings += target_findings(plan, derived, machines, severity=severity)
+    ranged = rederive_range(plan, derived, profile, cluster=machines)
+    findings += hypothetical_findings(plan, profile, ranged, severity=severity)
     findings += search_findings(plan, derived, machines, severity=severity)
     return tuple(findings)
 
@@ -123,6 +127,23 @@ def rederive(plan: Plan, profile: Profile, *, cluster: Cluster | None = None) ->
     machines = cluster or profile.cluster
     layout = resolve(read(plan, profile.model, machines))
     return derive(plan, layout, Prices(profile, machines))
+
+
+def rederive_range(
+    plan: Plan, derived: Derived, profile: Profile, *, cluster: Cluster | None = None
+) -> HypotheticalEstimate | None:
+    """The figures of ``plan`` at both ends of its hypothetical times; None if all was measured.
+
+    ``derived`` is what it costs by the profile as it is.
+    """
+    machines = cluster or profile.cluster
+    return hypothetical_estimate(
+        profile,
+        machines,
+        devices=[x.device for x in plan.spec.ranks if x.device in machines.device],
+        wires={name.removeprefix("wire ") for name in derived.busy_s if name.startswith("wire ")},
+        price=lambda times, links: rederive(plan, times, cluster=links),
+    )
 
 
 def require_current(plan: Plan, profile: Profile, *, cluster: Cluster) -> None:

@@ -10,12 +10,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
+from planner.check_prices import price_findings
 from planner.derive import Derived, RankLoad
 from planner.findings import Finding, Severity, error, warning
 from planner.layout import Layout
-from planner.planfile import BaselineRecord, Plan, RankEstimate, SearchRecord
+from planner.planfile import (
+    BaselineRecord,
+    HypotheticalEstimate,
+    Plan,
+    RankEstimate,
+    SearchRecord,
+)
 from planner.prices import Prices
 from profiler.cluster import Cluster
+from profiler.profile import Profile
 from profiler.units import format_bytes, format_seconds
 
 EXACT = 1e-9
@@ -113,6 +121,40 @@ def estimate_findings(
         )
 
 
+def hypothetical_findings(
+    plan: Plan, profile: Profile, real: HypotheticalEstimate | None, *, severity: Severity
+) -> Iterator[Finding]:
+    """What the plan owes to figures that nobody measured; an error if it does not say so."""
+    for binding in plan.spec.ranks:
+        mark = profile.timings_of[binding.device].hypothetical
+        if (mark is not None) != bool(binding.hypothetical):
+            what = "hypothetical" if mark is not None else "measured"
+            yield error(
+                "hypothetical",
+                f"rank {binding.rank}",
+                f"{binding.device} is {what} in the profile, and the plan says otherwise",
+            )
+    said = plan.estimate.hypothetical
+    if real is not None:
+        parts = "; ".join(f"{x.where} ({x.basis})" for x in real.parts[:4])
+        yield warning(
+            "hypothetical",
+            "estimate",
+            f"nobody measured {parts}: the period is {format_seconds(real.period_low_s)} to "
+            f"{format_seconds(real.period_high_s)}",
+        )
+    if (said is None) != (real is None) or (said and real and said.parts != real.parts):
+        listed = [[x.where for x in side.parts] if side else [] for side in (said, real)]
+        yield _evidence(
+            severity, "estimate", "estimate.hypothetical", f"{listed[0]} -> {listed[1]}"
+        )
+    elif said is not None and real is not None:
+        names = ("period_low_s", "period_high_s", "latency_low_s", "latency_high_s")
+        differing = _differing({x: (getattr(said, x), getattr(real, x)) for x in names})
+        if differing:
+            yield _evidence(severity, "estimate", "estimate.hypothetical", "; ".join(differing))
+
+
 def search_findings(
     plan: Plan, derived: Derived, cluster: Cluster, *, severity: Severity
 ) -> Iterator[Finding]:
@@ -157,6 +199,7 @@ def search_findings(
     if search.baseline is not None:
         yield from _baseline(search, search.baseline, severity)
     yield from _idle(plan, cluster, severity)
+    yield from price_findings(plan, severity)
     yield from _fallbacks(plan, severity)
 
 

@@ -1,4 +1,4 @@
-"""``apportion plan``, ``explain``, ``check``, ``diff``, ``place`` and ``schema``.
+"""``apportion plan``, ``explain``, ``check``, ``diff``, ``what-if``, ``place`` and ``schema``.
 
 Commands import what they need when they run, so that reading a plan stays quick.
 """
@@ -15,6 +15,7 @@ import typer
 
 from planner.pareto_command import Wanted, show_front
 from planner.place_command import place
+from planner.what_if_command import what_if
 from profiler.console import STDOUT, Format, commands, note, write_file, write_json, write_result
 from profiler.errors import InvalidInputError
 
@@ -201,7 +202,7 @@ def plan(  # noqa: PLR0913  (one parameter a flag)
     }
     least = _fraction(min_gain, "--min-gain")
     used = None if baseline is None else _load(str(baseline))
-    asked = _merged_request(request, wishes, measured, used)
+    asked = merged_request(request, wishes, measured, used)
     machines = None if cluster is None else Cluster.load(cluster)
 
     wanted = Wanted(output=output, svg=pareto_svg, plans=pareto_plans, point=point, form=form)
@@ -359,6 +360,7 @@ def diff(
 
 
 app.command()(place)
+app.command("what-if")(what_if)
 
 
 @app.command()
@@ -395,7 +397,7 @@ def _show_plan(made: Plan, output: str, form: Format) -> None:
         write_result(render_json(report))
 
 
-def _merged_request(
+def merged_request(
     path: Path | None, wishes: Mapping[str, object], profile: Profile, used: Plan | None
 ) -> PlanRequest:
     """The request of the file, or that of the plan in use, with the flags over it."""

@@ -118,9 +118,8 @@ class _Least:
             self.cluster,
             targets=targets,
             goal_s=math.inf if first else -math.inf,
+            known=known and replace(known, problem=replace(known.problem, targets=targets)),
         )
-        if known is not None:
-            search.best = replace(known, problem=replace(known.problem, targets=targets))
         search.run()
         search.request = self.request
         return search

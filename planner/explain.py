@@ -27,6 +27,7 @@ from planner.shown import (
     DevicesShown,
     ExplainReport,
     FallbackShown,
+    HypotheticalShown,
     InputsShown,
     LayerShown,
     LimitShown,
@@ -37,8 +38,10 @@ from planner.shown import (
     RankShown,
     ResultShown,
     Sending,
+    SplitPriceShown,
     SplitShown,
     StageShown,
+    WishShown,
 )
 from profiler.errors import InvalidInputError
 
@@ -105,6 +108,8 @@ def explain(
             for x in search.alternatives
         ),
         idle=tuple(Notice(code=x.device, message=x.reason) for x in search.idle),
+        wishes=tuple(WishShown(**x.model_dump()) for x in search.wishes),
+        splits=tuple(SplitPriceShown(**x.model_dump()) for x in search.splits),
         fallbacks=tuple(
             FallbackShown(
                 devices=x.devices,
@@ -121,7 +126,12 @@ def explain(
         ),
         warnings=tuple(_warnings(plan)),
         actuals=() if run_report is None else read_actuals(plan, run_report),
-        next_steps=_next_steps(name, has_run=run_report is not None),
+        next_steps=_next_steps(
+            name,
+            has_run=run_report is not None,
+            real=not any(x.hypothetical for x in plan.spec.ranks),
+        ),
+        hypothetical=_hypothetical(plan),
     )
 
 
@@ -310,7 +320,27 @@ def _warnings(plan: Plan) -> Iterator[Notice]:
         yield Notice(code=warning.code, message=warning.message)
 
 
-def _next_steps(name: str, *, has_run: bool) -> tuple[tuple[str, str], ...]:
+def _hypothetical(plan: Plan) -> HypotheticalShown | None:
+    found = plan.estimate.hypothetical
+    if found is None:
+        return None
+    return HypotheticalShown(
+        parts=tuple((x.where, x.basis) for x in found.parts),
+        period_s=(found.period_low_s, found.period_high_s),
+        latency_s=(found.latency_low_s, found.latency_high_s),
+    )
+
+
+def _next_steps(name: str, *, has_run: bool, real: bool) -> tuple[tuple[str, str], ...]:
+    if not real:
+        return (
+            (f"apportion check    {name}", "every rule and figure, derived again"),
+            (f"apportion rehearse {name}", "its ranks and messages, waiting in place of computing"),
+            (
+                "apportion profile  MODEL -c cluster.yaml",
+                "once the devices are there: measure them",
+            ),
+        )
     if has_run:
         return (
             ("apportion refit profile.json REPORT -o new.json", "correct the profile by the run"),

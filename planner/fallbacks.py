@@ -41,7 +41,7 @@ def with_fallbacks(plan: Plan, profile: Profile, *, cluster: Cluster | None = No
     for left, devices in zip(range(len(groups), 0, -1), groups, strict=True):
         part = max(LEAST_S, (end - time.monotonic()) / left)
         limits = request.limits.replaced(time_s=min(part, request.limits.time_s))
-        asked = _lifted(request, devices[0], machines).replaced(limits=limits)
+        asked = lifted(request, devices[0], machines).replaced(limits=limits)
         found.append(_fallback(plan.search, profile, machines, asked, devices))
     search = plan.search.replaced(fallbacks=tuple(found))
     return plan.model_copy(update={"search": search})
@@ -83,7 +83,7 @@ def without_device(cluster: Cluster, device: str) -> Cluster | None:
     return cluster.replaced(hosts=hosts, links=links)
 
 
-def _lifted(request: PlanRequest, device: str, cluster: Cluster) -> PlanRequest:
+def lifted(request: PlanRequest, device: str, cluster: Cluster) -> PlanRequest:
     """``request`` without what it says of ``device``, or of a type that only it has."""
     others = {name: x.type for name, x in cluster.device.items() if name != device}
     kept = {*others, *others.values()}

@@ -56,6 +56,7 @@ RULES: Mapping[str, str] = {
     "answer": "the answer is put together and delivered as the request asks",
     "request-layers": "the request's selectors name layers, its limits name devices",
     "extrapolated": "no rank gets more items at once than were measured",
+    "hypothetical": "ranks on devices that nobody measured say so",
     "estimate": "`estimate` follows from `spec` and the profile by the cost model",
     "objective": "`search.objective_s` is the requested objective of this plan",
     "limits": "what `search.limits` says fits the request and this plan",
@@ -65,6 +66,7 @@ RULES: Mapping[str, str] = {
     "certificate": "the search's proof is about this `spec`",
     "baseline": "what `search.baseline` says fits the objective",
     "idle": "the devices called idle are exactly those that the plan does not use",
+    "price": "what `search.wishes` and `search.splits` say fits the request and the objective",
     "fallback": "what `search.fallbacks` says is of devices in use and fits the objective",
 }
 """Code -> the rule that was broken."""
@@ -81,6 +83,7 @@ EVIDENCE = frozenset(
         "certificate",
         "baseline",
         "idle",
+        "price",
         "fallback",
     }
 )

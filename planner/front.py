@@ -57,6 +57,7 @@ class Fronted:
             refs=self.refs,
             cluster=self.cluster,
             bound_s=point.period_bound_s,
+            priced=False,
         )
 
 

@@ -6,8 +6,11 @@ the order of pipelines and stages.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from planner.aggregation import choose
-from planner.cost import PipelineCost, PlanCost, RankCost
+from planner.cost import CostModel, PipelineCost, PlanCost, RankCost
+from planner.hypothetical import hypothetical_estimate
 from planner.memory import BUFFER_DEPTH
 from planner.planfile import (
     INPUT,
@@ -65,7 +68,12 @@ def lower(problem: PlanningProblem, assignment: Assignment, price: PlanCost) -> 
         aggregation=choose(problem.profile.model, problem.request),
         pipelines=pipelines,
         ranks=tuple(
-            RankBinding(rank=rank, device=device, device_type=problem.cluster.device[device].type)
+            RankBinding(
+                rank=rank,
+                device=device,
+                device_type=problem.cluster.device[device].type,
+                hypothetical=True if problem.profile.timings_of[device].hypothetical else None,
+            )
             for device, rank in ranks.items()
         ),
         transfers=tuple(
@@ -103,6 +111,15 @@ def estimate(problem: PlanningProblem, assignment: Assignment, price: PlanCost) 
                 memory=rank.memory,
             )
             for rank in by_rank
+        ),
+        hypothetical=hypothetical_estimate(
+            problem.profile,
+            problem.cluster,
+            devices=tuple(ranks),
+            wires=price.wires,
+            price=lambda profile, cluster: CostModel(
+                replace(problem, profile=profile, cluster=cluster)
+            ).evaluate(assignment),
         ),
     )
 

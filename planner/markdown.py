@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from planner.fallback_text import fallback_entries
 from planner.limit_text import limit_lines
 from planner.planfile import INPUT, OUTPUT
-from planner.render import objective_name
+from planner.price_text import split_entries, wish_entries
+from planner.render import objective_name, range_text
 from planner.screen import count, layers_text, percent, plain, rate
 from planner.shown import ExplainReport, RankShare, Sending
 from profiler.units import format_bytes, format_seconds
@@ -45,6 +46,7 @@ def _summary(report: ExplainReport) -> list[str]:
         f"- **{rate(result.items_per_s)} items/s**: {count(result.batch_size, 'item')} every "
         f"{format_seconds(result.period_s)}; one batch alone takes "
         f"{format_seconds(result.latency_s)}",
+        *([f"- hypothetical: {_text(spoken)}"] if (spoken := range_text(report)) else []),
         f"- bottleneck: `{_code(result.bottleneck)}`",
         f"- {proved} (`{_code(proof.solver)}`)",
         f"- answer: {report.aggregation} ({report.destination})"
@@ -170,6 +172,8 @@ def _alternatives(report: ExplainReport) -> list[str]:
 
 def _notices(report: ExplainReport) -> list[str]:
     lines = [f"- idle `{_code(x.code)}`: {_text(x.message)}" for x in report.idle]
+    lines += [f"- wish `{_code(x)}`: {_text(what)}" for x, what in wish_entries(report)]
+    lines += [f"- split `{_code(x)}`: {_text(what)}" for x, what in split_entries(report)]
     lines += [f"- without `{_code(x)}`: {_text(what)}" for x, what in fallback_entries(report)]
     return lines + [f"- **{_text(x.code)}**: {_text(x.message)}" for x in report.warnings]
 

@@ -200,14 +200,14 @@ class _Search:
                 request.replaced(splits=simple, limits=limits),
                 self.cluster,
                 targets=targets,
-                known=self.simple,
-                best=best,
+                series=self.simple,
+                known=best,
             )
             first.run()
             if first.best is not None:
                 best = replace(first.best, problem=replace(first.best.problem, request=request))
         search = Search(
-            self.profile, request, self.cluster, targets=targets, known=self.costs, best=best
+            self.profile, request, self.cluster, targets=targets, series=self.costs, known=best
         )
         search.run()
         self.searches += 1

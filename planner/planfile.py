@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from planner.request import Destination, Objective, PlanRequest
+from planner.request import Destination, Objective, PlanRequest, Split
 from profiler.documents import Document, Estimated, Record, digest
 
 INPUT = "input"
@@ -158,11 +158,15 @@ class Pipeline(Record):
 
 
 class RankBinding(Record):
-    """A process and the device (``host/device``) it uses. Rank 0 feeds and gathers."""
+    """A process and the device (``host/device``) it uses. Rank 0 feeds and gathers.
+
+    ``hypothetical``: no such device is there, so that the plan cannot be run.
+    """
 
     rank: int
     device: str
     device_type: str
+    hypothetical: Literal[True] | None = None
 
 
 class Transfer(Record):
@@ -228,6 +232,27 @@ class RankEstimate(Record):
     memory: RankMemory
 
 
+class HypotheticalPart(Record):
+    """A device, or a link (``A -> B``, ``A <-> B``), that nobody measured; ``basis`` says what its
+    figures rest on."""
+
+    where: str
+    basis: str
+
+
+class HypotheticalEstimate(Record):
+    """The figures of a plan that rests on what was not measured, at both ends of its range.
+
+    The same decision, priced with all hypothetical times low, and with all of them high.
+    """
+
+    parts: tuple[HypotheticalPart, ...] = Field(min_length=1)
+    period_low_s: Estimated
+    period_high_s: Estimated
+    latency_low_s: Estimated
+    latency_high_s: Estimated
+
+
 class Estimate(Record):
     """What the plan is expected to do.
 
@@ -235,6 +260,7 @@ class Estimate(Record):
     ``latency_s`` the time of one batch alone. ``error_fraction`` comes from the profile.
     ``bottleneck`` starts with what is busy for all of ``period_s``: ``pipeline0.stage1``,
     ``wire node-a/cpu -> node-b/cpu``, or ``wire NAME`` for links that share a wire.
+    ``hypothetical`` is there if the plan uses devices or links that were not measured.
     """
 
     period_s: Estimated
@@ -243,6 +269,7 @@ class Estimate(Record):
     error_fraction: Estimated
     bottleneck: str
     ranks: tuple[RankEstimate, ...]
+    hypothetical: HypotheticalEstimate | None = None
 
 
 class Alternative(Record):
@@ -337,13 +364,52 @@ class DevicesRecord(Record):
     bound: float
 
 
+class WishPrice(Record):
+    """What one wish of the request costs: the best plan without it, from a search of its own.
+
+    ``kind`` is the field of the request, ``wish`` says it in words, ``subject`` is the layers, the
+    device or the split that it is about. ``verdict``: ``costs``, a plan without it is better by
+    ``gain_s``; ``free``, none is (proved); ``open``, none was found, and none is below ``bound_s``;
+    ``skipped``, ``note`` says why. ``plan`` is the better one in a line.
+    """
+
+    kind: str
+    wish: str
+    subject: str = ""
+    verdict: Literal["costs", "free", "open", "skipped"]
+    objective_s: Estimated | None = None
+    bound_s: Estimated | None = None
+    gain_s: Estimated | None = None
+    plan: str | None = None
+    note: str = ""
+
+
+class SplitPrice(Record):
+    """What it would cost to split the work in a way that the plan does not: the best plan with it.
+
+    ``verdict``: ``costs``, that one takes ``loss_s`` more; ``free``, it is as good; ``impossible``,
+    there is no such plan; ``open``, none was found; ``skipped``. Nothing that uses it is below
+    ``bound_s``. ``note`` says among which plans it was looked for, or why there is none.
+    """
+
+    split: Split
+    verdict: Literal["costs", "free", "impossible", "open", "skipped"]
+    objective_s: Estimated | None = None
+    bound_s: Estimated | None = None
+    loss_s: Estimated | None = None
+    plan: str | None = None
+    note: str = ""
+
+
 class SearchRecord(Record):
     """The certificate: ``objective_s`` was reached, nothing below ``bound_s`` exists in ``space``.
 
     ``gap`` = (objective - bound) / bound; ``status`` is ``optimal`` when it is zero to 1e-9.
     Where the devices are the objective (``devices``), ``objective_s`` is the period of plans that
-    come to no more, and ``optimal`` says that neither can be less. ``baseline`` is there if the
-    plan was made beside one that was in use, ``fallbacks`` if they were asked for.
+    come to no more, and ``optimal`` says that neither can be less. ``limits`` are those of the
+    request, ``wishes`` the prices of its other wishes, ``splits`` those of the allowed ways to
+    split that the plan does not use. ``baseline`` is there if the plan was made beside one that
+    was in use, ``fallbacks`` if they were asked for.
     """
 
     solver: str
@@ -359,6 +425,8 @@ class SearchRecord(Record):
     alternatives: tuple[Alternative, ...] = ()
     choices: tuple[StageChoice, ...] = ()
     idle: tuple[IdleDevice, ...] = ()
+    wishes: tuple[WishPrice, ...] = ()
+    splits: tuple[SplitPrice, ...] = ()
     baseline: BaselineRecord | None = None
     fallbacks: tuple[Fallback, ...] = ()
 

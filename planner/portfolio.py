@@ -10,6 +10,7 @@ from planner.bounds import objective_bound_s
 from planner.cost import CostModel
 from planner.flows import Routing
 from planner.problem import PlanningProblem
+from planner.request import Split
 from planner.solvers import choose_solver, load_solver
 from planner.solvers.base import (
     TOLERANCE,
@@ -40,6 +41,9 @@ def solve(
     so that its plan cuts the other search short: one line of stages for the time between batches,
     several for the time of one. With very many devices, templates of pipelines answer for both.
     """
+    if name is None and problem.must_use is Split.PIPELINES:
+        several = PipelinesSolver(ChainSolver())
+        return several.name, several.solve(problem, cost=cost, limits=limits)
     if name is None and len(problem.devices) > MANY_DEVICES:
         templates = load_solver("templates")
         if templates.rejects(problem) is None:

@@ -31,9 +31,10 @@ class PlanningProblem:
     ``allowed[l]`` are the devices that may hold layer ``l``. ``together`` are sets of layers that
     share a stage. ``classes`` are the usable devices, equal ones together: exchanging two of a
     class changes no figure; the root is always a class of its own. ``required`` devices must have
-    a stage (used to price an idle device). ``items`` are those that one pipeline is planned for:
-    the whole batch, or a part of it beside other pipelines. ``targets`` limit the plan as a whole.
-    ``option_work`` limits the ways to split stages that are searched (``planner.options``).
+    a stage (used to price an idle device); ``must_use`` is a way to split the work that plans must
+    use (to price one that is not chosen). ``items`` are those that one pipeline is planned for: the
+    whole batch, or a part of it beside other pipelines. ``targets`` limit the plan as a whole,
+    ``option_work`` the ways to split stages that are searched (``planner.options``).
     """
 
     graph: ModelGraph
@@ -48,6 +49,7 @@ class PlanningProblem:
     one_device: frozenset[int]
     classes: tuple[tuple[str, ...], ...]
     required: frozenset[str] = frozenset()
+    must_use: Split | None = None
     targets: Targets = NO_TARGETS
     option_work: float = math.inf
 
@@ -225,6 +227,10 @@ class PlanningProblem:
         """The same problem where these devices must have a stage."""
         return replace(self, required=self.required | frozenset(devices))
 
+    def using(self, split: Split) -> PlanningProblem:
+        """The same problem where the work must be split in this way, among others."""
+        return replace(self, must_use=split)
+
     def limited_to(self, devices: Collection[str], *, items: int) -> PlanningProblem | None:
         """The problem of one pipeline on some of these devices, for some of the items; None if a
         layer may run on none of them."""
@@ -240,6 +246,7 @@ class PlanningProblem:
             allowed=allowed,
             classes=tuple(members for members in classes if members),
             required=frozenset(),
+            must_use=None,
         )
 
     def _equal_devices(self) -> tuple[tuple[str, ...], ...]:

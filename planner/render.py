@@ -15,6 +15,7 @@ from planner.actual import Actual
 from planner.fallback_text import fallback_entries
 from planner.findings import Finding, Severity
 from planner.limit_text import limit_lines
+from planner.price_text import split_entries, wish_entries
 from planner.render_tree import placement_lines
 from planner.screen import WIDTH, count, cut, lines_of, percent, plain, rate, sides, wrapped
 from planner.shown import ExplainReport, LayerShown, RankShown
@@ -45,6 +46,8 @@ def render_text(report: ExplainReport, detail: Detail = SCREEN) -> str:
         _rank_table(report, detail),
         _why(report, detail),
         _listed("Idle devices", [(x.code, x.message) for x in report.idle], detail.others),
+        _listed("What the wishes cost", wish_entries(report), detail.others),
+        _listed("Splits that it does not use", split_entries(report), detail.others),
         _listed("If a device is missing", fallback_entries(report), detail.others),
         _listed("Warnings", [(x.code, x.message) for x in report.warnings], detail.others),
         _next(report),
@@ -93,6 +96,21 @@ def objective_name(report: ExplainReport) -> str:
     return "latency" if report.result.objective.counts_latency else "period"
 
 
+def range_text(report: ExplainReport) -> str:
+    """Between what the plan may turn out, if it rests on figures that nobody measured; else ""."""
+    found = report.hypothetical
+    if found is None:
+        return ""
+    by_latency = report.result.objective.counts_latency
+    low, high = found.latency_s if by_latency else found.period_s
+    parts = ", ".join(where for where, _ in found.parts[:4])
+    more = f" and {len(found.parts) - 4} more" if len(found.parts) > 4 else ""
+    return (
+        f"{objective_name(report)} between {format_seconds(low)} and {format_seconds(high)}: "
+        f"nobody measured {parts}{more}"
+    )
+
+
 def _header(report: ExplainReport) -> list[str]:
     inputs = report.inputs
     used = sum(rank.stage is not None for rank in report.ranks)
@@ -134,6 +152,11 @@ def _result(report: ExplainReport) -> list[str]:
         f"  throughput  {rate(result.items_per_s)} items/s: {count(result.batch_size, 'item')} "
         f"every {format_seconds(result.period_s)}, {parted}",
         f"  latency     {format_seconds(result.latency_s)} for one batch alone",
+        *(
+            wrapped("  range       ", f"hypothetical: {spoken}")
+            if (spoken := range_text(report))
+            else ()
+        ),
         f"  bottleneck  {result.bottleneck}{at}",
         *(
             line

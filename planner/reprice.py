@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from planner.check import check_plan, rederive
+from planner.check import check_plan, rederive, rederive_range
 from planner.derive import Derived
 from planner.findings import EVIDENCE, Finding, Severity
 from planner.planfile import Estimate, Plan, PlanInputs, PlanSpec, RankEstimate, plan_id
@@ -32,19 +32,36 @@ def reprice(plan: Plan, inputs: PlanInputs, profile: Profile, *, cluster: Cluste
 
     ``profile`` and ``cluster`` are the documents that ``inputs`` names.
     """
-    draft = plan.model_copy(update={"inputs": inputs, "plan_id": plan_id(inputs, plan.spec)})
+    spec = _marked(plan.spec, profile)
+    draft = plan.model_copy(
+        update={"inputs": inputs, "spec": spec, "plan_id": plan_id(inputs, spec)}
+    )
     findings = [x for x in check_plan(draft, profile, cluster=cluster) if x.code not in EVIDENCE]
     broken = tuple(x for x in findings if x.severity is Severity.ERROR)
     if broken:
         return Repriced(plan=draft, derived=None, broken=broken, warnings=())
     derived = rederive(draft, profile, cluster=cluster)
-    estimate = estimated(derived, draft.spec, error_fraction=profile.error_fraction)
+    estimate = estimated(derived, draft.spec, error_fraction=profile.error_fraction).replaced(
+        hypothetical=rederive_range(draft, derived, profile, cluster=cluster)
+    )
     return Repriced(
         plan=draft.model_copy(update={"estimate": estimate}),
         derived=derived,
         broken=(),
         warnings=tuple(x for x in findings if x.severity is Severity.WARNING),
     )
+
+
+def _marked(spec: PlanSpec, profile: Profile) -> PlanSpec:
+    """``spec`` with its devices marked as hypothetical where this profile has no measurements."""
+    timings = profile.timings_of
+    ranks = tuple(
+        x.replaced(hypothetical=True if timings[x.device].hypothetical else None)
+        if x.device in timings
+        else x
+        for x in spec.ranks
+    )
+    return spec if ranks == spec.ranks else spec.replaced(ranks=ranks)
 
 
 def estimated(derived: Derived, spec: PlanSpec, *, error_fraction: float) -> Estimate:

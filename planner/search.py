@@ -44,8 +44,8 @@ class Search:
     """One solve per microbatch size; then variants of the best.
 
     ``targets`` go before those of the request. A plan at or below ``goal_s`` ends the search.
-    ``known`` keeps what was looked up for a microbatch size for later searches of the same kind,
-    which then look for better plans than ``best`` only.
+    ``series`` keeps what was looked up for a microbatch size for later searches of the same kind;
+    ``known`` is a plan to begin with: nothing worse is looked for.
     """
 
     profile: Profile
@@ -53,7 +53,8 @@ class Search:
     cluster: Cluster | None
     targets: Targets | None = None
     goal_s: float = -math.inf
-    known: dict[int, CostModel] | None = None
+    series: dict[int, CostModel] | None = None
+    known: Chosen | None = None  # a plan to begin with
     best: Chosen | None = None
     results: dict[int, SolverResult] = field(default_factory=dict)
     untried: list[int] = field(default_factory=list)  # sizes that may keep a limit on times
@@ -70,8 +71,9 @@ class Search:
         sizes = microbatch_sizes(self.profile, self.request)
         limit = self.request.limits.time_s
         end = time.monotonic() + limit
+        self.best = self.known
         self.costs = self._promising(sizes.measured)
-        if self.known is None or self.best is None:
+        if self.series is None or self.best is None:
             self.rules = [(cost.problem, apply_rules(cost.problem, cost)) for cost in self.costs]
         if self.request.solver is None:  # a named solver answers alone
             self._begin()
@@ -116,7 +118,9 @@ class Search:
                 continue
             if rival.objective_s < self.best.objective_s * (1 - TOLERANCE):
                 self.best = Chosen(
-                    problem=replace(rival.problem, request=self.request, required=frozenset()),
+                    problem=replace(
+                        rival.problem, request=self.request, required=frozenset(), must_use=None
+                    ),
                     assignment=rival.assignment,
                     price=CostModel(rival.problem).evaluate(rival.assignment),
                     objective_s=rival.objective_s,
@@ -220,20 +224,20 @@ class Search:
 
     def _cost(self, size: int) -> CostModel:
         """The cost model for a microbatch size, with what is known of it."""
-        known = None if self.known is None else self.known.get(size)
+        known = None if self.series is None else self.series.get(size)
         if known is None:
             problem = PlanningProblem.build(
                 self.profile, self.request, cluster=self.cluster, microbatch=size
             )
-            if self.known is not None:
+            if self.series is not None:
                 problem = replace(problem, option_work=SERIES_WORK)
         else:
             problem = replace(known.problem, request=self.request)
         if self.targets is not None:
             problem = replace(problem, targets=self.targets)
         cost = CostModel(problem, figures=None if known is None else known.figures)
-        if self.known is not None:
-            self.known.setdefault(size, cost)
+        if self.series is not None:
+            self.series.setdefault(size, cost)
         return cost
 
     def _pass(

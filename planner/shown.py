@@ -62,6 +62,15 @@ class LimitShown:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HypotheticalShown:
+    """What of the plan nobody measured, with the reasons, and its figures at both ends."""
+
+    parts: tuple[tuple[str, str], ...]
+    period_s: tuple[float, float]
+    latency_s: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProofShown:
     """How sure it is that nothing better exists, and among what; and beside the plan in use."""
 
@@ -173,6 +182,34 @@ class FallbackShown:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WishShown:
+    """What a wish of the request costs; ``planner.planfile.WishPrice`` says what the fields are."""
+
+    kind: str
+    wish: str
+    subject: str
+    verdict: str
+    objective_s: float | None
+    bound_s: float | None
+    gain_s: float | None
+    plan: str | None
+    note: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitPriceShown:
+    """What an unused way to split would cost; see ``planner.planfile.SplitPrice``."""
+
+    split: str
+    verdict: str
+    objective_s: float | None
+    bound_s: float | None
+    loss_s: float | None
+    plan: str | None
+    note: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Notice:
     """Something that a reviewer should know."""
 
@@ -208,8 +245,11 @@ class ExplainReport:
     ranks: tuple[RankShown, ...]
     alternatives: tuple[AlternativeShown, ...]
     idle: tuple[Notice, ...]
+    wishes: tuple[WishShown, ...]
+    splits: tuple[SplitPriceShown, ...]
     fallbacks: tuple[FallbackShown, ...]
     limits: tuple[LimitShown, ...]
     warnings: tuple[Notice, ...]
     actuals: tuple[Actual, ...]
     next_steps: tuple[tuple[str, str], ...]
+    hypothetical: HypotheticalShown | None = None

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 from planner.device_search import search_plan
 from planner.request import Objective, PlanRequest
+from planner.screen import count
 from planner.search import Search
 from planner.solvers.base import TOLERANCE
 from profiler.cluster import Cluster
-from profiler.errors import Conflict, InfeasiblePlanError
+from profiler.errors import Change, Conflict, InfeasiblePlanError
 from profiler.profile import Profile
 from profiler.units import format_seconds
 
@@ -36,12 +37,10 @@ def without_limits(request: PlanRequest) -> PlanRequest:
 
 @dataclass(frozen=True, slots=True)
 class _Possible:
-    """What is possible of one limit while the others are kept: words for each part."""
+    """What is possible of one limit while the others are kept, and the change that it takes."""
 
-    what: str
-    needed: str
-    found: str
-    remedy: str
+    reason: str
+    change: Change
 
 
 def explain_limits(
@@ -57,34 +56,31 @@ def explain_limits(
     if search.best is None:
         return None
     found = [way for look in (_rate, _latency, _devices) for way in look(profile, base, cluster)]
-    if not found:
-        names = ", ".join(_limits(request))
-        found = [
-            _Possible(
-                what="the request",
-                needed=names,
-                found="no plan keeps them all, nor all but one of them",
-                remedy="raise more than one of the limits",
-            )
-        ]
+    change = {x.change.limit: x.change for x in found}
     return InfeasiblePlanError(
-        [Conflict(what=x.what, needed=x.needed, available=x.found, remedy=x.remedy) for x in found],
+        [
+            Conflict(limit=limit, subject="", text=text, change=change.get(limit))
+            for limit, text in _limits(request)
+        ],
+        reason=found[0].reason if found else "no plan keeps all limits but one, whichever that is",
+        remedies=[(x.change,) for x in found],
         evidence=evidence,
     )
 
 
-def _limits(request: PlanRequest) -> Iterator[str]:
+def _limits(request: PlanRequest) -> Iterator[tuple[str, str]]:
+    """The limits on times and devices by field, in words."""
     if request.min_items_per_s is not None:
-        yield f"at least {request.min_items_per_s:g} items/s"
+        yield "min_items_per_s", f"at least {request.min_items_per_s:g} items/s"
     if request.max_latency_s is not None:
-        yield f"a latency of at most {format_seconds(request.max_latency_s)}"
+        yield "max_latency_s", f"a latency of at most {format_seconds(request.max_latency_s)}"
     if request.max_devices is not None:
-        yield f"at most {request.max_devices} devices"
+        yield "max_devices", f"at most {count(request.max_devices, 'device')}"
 
 
 def _within(request: PlanRequest, skip: str) -> str:
     """The other limits, in words."""
-    others = list(_limits(request.model_copy(update={skip: None})))
+    others = [text for limit, text in _limits(request) if limit != skip]
     return f" with {' and '.join(others)}" if others else ""
 
 
@@ -105,11 +101,15 @@ def _rate(profile: Profile, request: PlanRequest, cluster: Cluster | None) -> It
     if found is None or found[0] <= 0:
         return
     best, bound = (request.batch_size / x if x > 0 else float("inf") for x in found)
+    said = _proved(f"the best plan has {best:.4g} items/s", f"{bound:.4g}", found, "above")
+    others = _within(request, "min_items_per_s")
     yield _Possible(
-        what=f"the wanted rate{_within(request, 'min_items_per_s')}",
-        needed=f"{wanted:.6g} items/s",
-        found=_proved(f"the best plan has {best:.4g} items/s", f"{bound:.4g}", found, "above"),
-        remedy=f"lower min_items_per_s from {wanted:.6g} to {_down(best):.4g} or less",
+        f"the wanted rate{others} needs {wanted:.6g} items/s, but {said}",
+        Change(
+            limit="min_items_per_s",
+            subject="",
+            text=f"lower min_items_per_s from {wanted:.6g} to {_down(best):.4g} or less",
+        ),
     )
 
 
@@ -124,14 +124,17 @@ def _latency(
     if found is None:
         return
     best, bound = found
+    ours, theirs = format_seconds(best), format_seconds(bound)
+    said = _proved(f"the best plan has {ours}", theirs, found, "below")
+    others = _within(request, "max_latency_s")
     yield _Possible(
-        what=f"the wanted latency{_within(request, 'max_latency_s')}",
-        needed=f"at most {format_seconds(wanted)}",
-        found=_proved(
-            f"the best plan has {format_seconds(best)}", format_seconds(bound), found, "below"
+        f"the wanted latency{others} needs at most {format_seconds(wanted)}, but {said}",
+        Change(
+            limit="max_latency_s",
+            subject="",
+            text=f"raise max_latency_s from {format_seconds(wanted)} to "
+            f"{format_seconds(_up(best))} or more",
         ),
-        remedy=f"raise max_latency_s from {format_seconds(wanted)} to {format_seconds(_up(best))} "
-        "or more",
     )
 
 
@@ -146,11 +149,16 @@ def _devices(
     if made.search.best is None or made.devices is None:
         return
     total = round(made.devices.total)
+    others = _within(request, "max_devices")
     yield _Possible(
-        what="the plan",
-        needed=f"{total} devices{_within(request, 'max_devices')}",
-        found=f"the request allows {wanted}",
-        remedy=f"raise max_devices from {wanted} to {total}",
+        f"the plan{others} needs {count(total, 'device')}, but the request allows {wanted}",
+        Change(
+            limit="max_devices",
+            subject="",
+            text=f"raise max_devices from {wanted} to {total}",
+            now=wanted,
+            becomes=total,
+        ),
     )
 
 

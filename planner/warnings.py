@@ -6,21 +6,40 @@ from collections.abc import Iterator, Sequence
 
 from planner.alternatives import Chosen, Rival
 from planner.cost import CostModel
-from planner.planfile import PlanWarning, place
+from planner.planfile import Estimate, PlanWarning, place
 from planner.solvers.base import TOLERANCE
+from profiler.units import format_seconds
+
+MOST_PARTS = 3
+"""Hypothetical devices and links that a warning names."""
 
 
 def plan_warnings(
-    chosen: Chosen, rivals: Sequence[Rival], *, gap: float, cost: CostModel
+    chosen: Chosen, rivals: Sequence[Rival], *, gap: float, cost: CostModel, estimate: Estimate
 ) -> tuple[PlanWarning, ...]:
     """Warnings about the chosen plan, in a fixed order."""
     return (
+        *_hypothetical(estimate),
         *_gap(gap),
         *_close_call(chosen, rivals),
         *_extrapolated(chosen, cost),
         *_unstable(chosen),
         *_uneven(chosen),
     )
+
+
+def _hypothetical(estimate: Estimate) -> Iterator[PlanWarning]:
+    range_ = estimate.hypothetical
+    if range_ is not None:
+        parts = "; ".join(f"{x.where} ({x.basis})" for x in range_.parts[:MOST_PARTS])
+        more = len(range_.parts) - MOST_PARTS
+        yield PlanWarning(
+            code="hypothetical",
+            message=f"nobody measured {parts}{f' and {more} more' if more > 0 else ''}: the period "
+            f"is expected between {format_seconds(range_.period_low_s)} and "
+            f"{format_seconds(range_.period_high_s)}, the latency between "
+            f"{format_seconds(range_.latency_low_s)} and {format_seconds(range_.latency_high_s)}",
+        )
 
 
 def _gap(gap: float) -> Iterator[PlanWarning]:

@@ -10,11 +10,21 @@ from planner.cost import CostModel
 from planner.device_search import Searched
 from planner.limit_costs import limit_records
 from planner.lower import estimate, lower
-from planner.planfile import FileInput, ModelInput, Plan, PlanInputs, SearchRecord, plan_id
+from planner.planfile import (
+    FileInput,
+    ModelInput,
+    Plan,
+    PlanInputs,
+    SearchRecord,
+    SplitPrice,
+    plan_id,
+)
 from planner.request import PlanRequest
 from planner.search import gap_of
 from planner.solvers.base import TOLERANCE
+from planner.split_prices import split_prices
 from planner.warnings import plan_warnings
+from planner.wish_prices import wish_prices
 from profiler.cluster import Cluster
 from profiler.profile import Profile
 
@@ -31,7 +41,7 @@ class Refs:
     cluster: str | None = None
 
 
-def written(
+def written(  # noqa: PLR0913  (one parameter an input)
     searched: Searched,
     profile: Profile,
     wanted: PlanRequest,
@@ -39,10 +49,12 @@ def written(
     refs: Refs,
     cluster: Cluster | None = None,
     bound_s: float = 0.0,
+    priced: bool = True,
 ) -> Plan:
     """The plan that a search ended with, with its evidence; ``wanted`` is what it is for.
 
-    ``bound_s`` is proved of its objective elsewhere, beside what the search proves.
+    ``bound_s`` is proved of its objective elsewhere, beside what the search proves. ``priced`` says
+    whether what wishes and other ways to split cost is searched too.
     """
     search = searched.search
     assert search.best is not None
@@ -51,6 +63,12 @@ def written(
         if not search.adopt([*forced, *rivals]):
             break
         idle, forced, rivals = search.evidence()
+    splits: tuple[SplitPrice, ...] = ()
+    if priced:
+        splits, with_split = split_prices(search)
+        if search.adopt(with_split):
+            idle, forced, rivals = search.evidence()
+            splits, _ = split_prices(search)
     chosen = search.best
     bound_s = min(max(bound_s, search.bound_s), chosen.objective_s)
     gap = gap_of(chosen.objective_s, bound_s)
@@ -70,15 +88,24 @@ def written(
         alternatives=as_alternatives(rivals),
         choices=split_choices(chosen.problem, chosen.assignment, CostModel(chosen.problem)),
         idle=tuple(idle),
+        wishes=wish_prices(search) if priced else (),
+        splits=splits,
     )
+    figures = estimate(chosen.problem, chosen.assignment, chosen.price)
     return Plan(
         plan_id=plan_id(inputs, spec),
         created_by=CREATED_BY,
         inputs=inputs,
         spec=spec,
-        estimate=estimate(chosen.problem, chosen.assignment, chosen.price),
+        estimate=figures,
         search=record,
-        warnings=plan_warnings(chosen, [*rivals, *forced], gap=gap, cost=CostModel(chosen.problem)),
+        warnings=plan_warnings(
+            chosen,
+            [*rivals, *forced],
+            gap=gap,
+            cost=CostModel(chosen.problem),
+            estimate=figures,
+        ),
     )
 
 

@@ -1,4 +1,4 @@
-"""``apportion devices`` and ``apportion profile``."""
+"""``apportion devices``, ``profile``, ``refit`` and ``catalogue``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from profiler.catalogue_command import catalogue
 from profiler.cli_output import print_cluster, print_profile, progress_bar
 from profiler.cluster import Cluster
 from profiler.console import Format, commands, note, write_json, write_result
@@ -372,6 +373,9 @@ def _fold_back(source: Path, reports: list[Path], output: str, form: Format) -> 
     lines += [f"  {line}" for line in done.changes] or ["  nothing changed"]
     lines += [f"  not used: {line}" for line in done.ignored]
     write_result("\n".join(lines))
+
+
+app.command()(catalogue)
 
 
 def _profile_target(output: str) -> Path:

@@ -22,6 +22,7 @@ from profiler.documents import (
 )
 from profiler.emulation import Emulation
 from profiler.errors import InvalidInputError
+from profiler.hypothetical import Hypothetical
 
 LOOPBACK_LATENCY_S = 150e-6
 LOOPBACK_BYTES_PER_S = 1.5e9
@@ -61,6 +62,7 @@ class Link(Record):
     that time during which the source cannot compute (0: fully hidden, 1: fully serial),
     ``receive_occupancy`` the same of the target. Links with equal ``shares`` are one wire.
     ``error_fraction``: how far measured times scatter around the formula; absent if not measured.
+    ``hypothetical``: the link is not there as given.
     """
 
     source: str
@@ -71,6 +73,7 @@ class Link(Record):
     receive_occupancy: float = Field(default=0.0, ge=0, le=1)
     shares: str | None = None
     error_fraction: float | None = Field(default=None, ge=0)
+    hypothetical: Hypothetical | None = None
 
     def transfer_time_s(self, num_bytes: float) -> float:
         """Seconds to move ``num_bytes``; nothing to move takes no time.
@@ -88,6 +91,7 @@ class DefaultLink(Record):
     bytes_per_s: BytesPerSecond = Field(default=LOOPBACK_BYTES_PER_S, gt=0)
     send_occupancy: float = Field(default=0.0, ge=0, le=1)
     receive_occupancy: float = Field(default=0.0, ge=0, le=1)
+    hypothetical: Hypothetical | None = None
 
 
 class Host(Record):
@@ -269,4 +273,5 @@ class Cluster(Document):
             bytes_per_s=common.bytes_per_s,
             send_occupancy=common.send_occupancy,
             receive_occupancy=common.receive_occupancy,
+            hypothetical=common.hypothetical,
         )

@@ -14,11 +14,11 @@ import argparse
 import contextlib
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from subprocess import PIPE, Popen, TimeoutExpired
 
 from profiler.allocator import heap_environment
 
@@ -69,40 +69,47 @@ def main() -> None:
 
 
 @contextlib.contextmanager
-def companions(num: int, *, threads: int) -> Iterator[int]:
-    """Keep ``num`` processes busy inside the block; yields the resident bytes of an empty rank.
-
-    With ``num`` 0 one process is started, asked for its memory, and ended at once.
-    """
-    arguments = [sys.executable, "-m", "profiler.companion", "--threads", str(threads)]
-    if num == 0:
-        arguments.append("--idle")
-    started: list[subprocess.Popen[str]] = []
+def companions(num: int, *, threads: int) -> Iterator[None]:
+    """Keep ``num`` processes busy inside the block."""
+    started: list[Popen[str]] = []
     try:
-        while len(started) < max(1, num):
-            started.append(
-                subprocess.Popen(
-                    arguments,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    text=True,
-                    env=heap_environment(os.environ),
-                    start_new_session=True,  # Ctrl-C is for the caller, which then ends them
-                )
-            )
-        resident = []
+        while len(started) < num:
+            started.append(_start("--threads", str(threads)))
         for process in started:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            resident.append(int(json.loads(line)["resident_bytes"]) if line else 0)
-        if num == 0:
-            _end(started)
-        yield max(resident)
+            _resident_bytes(process)
+        yield
     finally:
         _end(started)
 
 
-def _end(started: list[subprocess.Popen[str]]) -> None:
+def empty_rank_bytes(*, threads: int) -> int:
+    """Resident bytes of a rank without a stage: a process is started, asked, and ended."""
+    process = _start("--threads", str(threads), "--idle")
+    try:
+        return _resident_bytes(process)
+    finally:
+        _end([process])
+
+
+def _start(*arguments: str) -> Popen[str]:
+    return Popen(
+        [sys.executable, "-m", "profiler.companion", *arguments],
+        stdin=PIPE,
+        stdout=PIPE,
+        text=True,
+        env=heap_environment(os.environ),
+        start_new_session=True,  # Ctrl-C is for the caller, which then ends them
+    )
+
+
+def _resident_bytes(process: Popen[str]) -> int:
+    """What a process says when it is ready; 0 if it ended instead."""
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    return int(json.loads(line)["resident_bytes"]) if line else 0
+
+
+def _end(started: list[Popen[str]]) -> None:
     for process in started:
         for stream in (process.stdin, process.stdout):
             if stream is not None and not stream.closed:
@@ -110,7 +117,7 @@ def _end(started: list[subprocess.Popen[str]]) -> None:
     for process in started:
         try:
             process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
+        except TimeoutExpired:
             process.kill()
             process.wait()
 

@@ -57,10 +57,10 @@ def _no_progress(_what: str, _fraction: float) -> None:
 class LinkOptions:
     """How links are measured.
 
-    ``budget_s`` is for the line of one direction. ``sample``: of the links between hosts of equal
-    kinds so many pairs are measured and stand for the rest; None measures all. ``at_once``: pairs
-    that measure at the same time at most; None as many as there are. ``find_wires``: look for
-    links that share a wire.
+    ``budget_s`` is for the line of one direction, and bounds what else is measured of it.
+    ``sample``: of the links between hosts of equal kinds so many pairs are measured and stand for
+    the rest; None measures all. ``at_once``: pairs that measure at the same time at most; None as
+    many as there are. ``find_wires``: look for links that share a wire.
     """
 
     budget_s: float = 1.5
@@ -233,7 +233,14 @@ class _Pairs:
         return found
 
     def _occupancy(self, wire: Wire, flow: Flow, fit: LinkFit) -> float:
-        return measure_occupancy(wire, flow, fit, piece=self._piece, threads=self._threads)
+        return measure_occupancy(
+            wire,
+            flow,
+            fit,
+            piece=self._piece,
+            threads=self._threads,
+            budget_s=self.options.budget_s,
+        )
 
     def wire(self, source: int, target: int, step: str) -> Wire:
         """Messages with the other end of a link that this rank is an end of."""

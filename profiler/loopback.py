@@ -12,6 +12,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -92,10 +93,15 @@ def main() -> None:
         timeout_s=options.timeout,
     )
     torch.set_num_threads(options.threads)
-    piece = processor_piece()
+    measured = partial(
+        measure_occupancy,
+        piece=processor_piece(),
+        threads=options.threads,
+        budget_s=options.budget,
+    )
     if options.rank == 0:
         fit = send_probe(wire, budget_s=options.budget)
-        sending = measure_occupancy(wire, Flow.OUT, fit, piece=piece, threads=options.threads)
+        sending = measured(wire, Flow.OUT, fit)
         serve_occupancy(wire, Flow.OUT, fit)
         taken = torch.zeros(1, dtype=torch.float64)
         wire.wait(wire.receive(taken.view(torch.uint8), 0), 8)
@@ -110,7 +116,7 @@ def main() -> None:
     else:
         fit = answer_probe(wire)
         serve_occupancy(wire, Flow.IN, fit)
-        receiving = measure_occupancy(wire, Flow.IN, fit, piece=piece, threads=options.threads)
+        receiving = measured(wire, Flow.IN, fit)
         taken = torch.tensor([receiving], dtype=torch.float64)
         wire.wait(wire.send(taken.view(torch.uint8), 0), 8)
     dist.destroy_process_group()

@@ -34,6 +34,8 @@ SMALLEST_BYTES = 2**16
 MAX_MESSAGES = 400
 MIN_WINDOWS = 4
 MAX_WINDOWS = 12
+WINDOWS_A_SECOND = 8
+"""Of the time given to a link's line; between ``MIN_WINDOWS`` and ``MAX_WINDOWS``."""
 SETTLED_FRACTION = 0.03
 """No more windows are needed when the quartiles of the speed alone are this close together, and
 those beside the stream."""
@@ -135,24 +137,32 @@ class _Waiter:
 
 
 def measure_occupancy(
-    wire: Wire, flow: Flow, fit: LinkFit, *, piece: Callable[[], None], threads: int
+    wire: Wire,
+    flow: Flow,
+    fit: LinkFit,
+    *,
+    piece: Callable[[], None],
+    threads: int,
+    budget_s: float,
 ) -> float:
     """The part of a transfer's time that this end cannot compute in, from 0 to 1.
 
     The other rank calls :func:`serve_occupancy` with the contrary ``flow``. ``piece`` computes for
-    well under a millisecond or a few, with ``threads`` threads.
+    well under a millisecond or a few, with ``threads`` threads. ``budget_s`` is what the line of
+    the link took at most: who gives little time to that gets fewer windows too.
 
     Raises:
         RankFailedError: the other rank is gone, or nothing came through in time.
     """
-    stream = Stream.for_link(fit)
+    stream = Stream.for_link(fit, seconds=WINDOW_S)
+    most = max(MIN_WINDOWS, min(MAX_WINDOWS, round(WINDOWS_A_SECOND * budget_s)))
     alone: list[Window] = []
     beside: list[Window] = []
     with computing_with(threads):
         for _ in range(3):
             piece()
         while len(beside) < MIN_WINDOWS or not (
-            len(beside) == MAX_WINDOWS or (_settled(alone) and _settled(beside))
+            len(beside) >= most or (_settled(alone) and _settled(beside))
         ):
             alone.append(_alone(piece))
             _tell(wire, more=True)
@@ -211,7 +221,7 @@ def serve_occupancy(wire: Wire, flow: Flow, fit: LinkFit) -> None:
     Raises:
         RankFailedError: the other rank is gone, or nothing came through in time.
     """
-    stream = Stream.for_link(fit)
+    stream = Stream.for_link(fit, seconds=WINDOW_S)
     told = torch.zeros(TINY_BYTES, dtype=torch.uint8)
     while True:
         wire.wait(wire.receive(told, ANSWER_TAG), TINY_BYTES)

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from profiler.cluster import Cluster
 from profiler.documents import Document, Record
 from profiler.graph import ModelGraph, SliceRegion
+from profiler.hypothetical import Hypothetical
 
 PRELUDE = "(prelude)"
 """Twin name under which the work that every stage repeats is measured."""
@@ -90,7 +91,8 @@ class DeviceTimings(Record):
     is what running a stage once costs a rank beside its layers: taking inputs, handing on results.
     ``heap`` is by ascending ``items``. ``segments`` are the runs of layers by which the layers'
     times were corrected. ``slices`` say what dividing regions saves. ``checks``: devices of other
-    hosts that were given these figures and tried by a spot check.
+    hosts that were given these figures and tried by a spot check. ``hypothetical``: the devices
+    are not there as given, and these figures are no measurements.
     """
 
     measured_on: str
@@ -102,6 +104,7 @@ class DeviceTimings(Record):
     layers: dict[str, tuple[Measurement, ...]]
     segments: tuple[SegmentTiming, ...] = ()
     slices: tuple[SliceTiming, ...] = ()
+    hypothetical: Hypothetical | None = None
 
     def divided(self, region: SliceRegion, items: int) -> float:
         """The part of a region's time that slicing divides: a rank with u of its units takes

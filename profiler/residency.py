@@ -13,12 +13,12 @@ import json
 import logging
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import PIPE, Popen
 from typing import Self
 
 import torch
@@ -97,10 +97,10 @@ class _Probe:
     """The process that measures runs; a context manager."""
 
     def __init__(self, threads: int) -> None:
-        self._process = subprocess.Popen(
+        self._process = Popen(
             [sys.executable, "-m", "profiler.rankprobe", "--threads", str(threads)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdin=PIPE,
+            stdout=PIPE,
             text=True,
             env=heap_environment(os.environ),
             start_new_session=True,  # Ctrl-C is for the caller, which then ends it

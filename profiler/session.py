@@ -23,7 +23,7 @@ from profiler.allocator import keep_freed_memory
 from profiler.bench import LayerBench
 from profiler.capture import Captured, capture
 from profiler.cluster import Cluster, Device
-from profiler.companion import companions
+from profiler.companion import companions, empty_rank_bytes
 from profiler.discover import discover, processor_name
 from profiler.documents import canonical_json, digest
 from profiler.environment import Environment
@@ -184,7 +184,7 @@ def measure_groups(
         def progress(what: str, done: float, where: str = name) -> None:
             options.progress(f"{where}: {what}", done)
 
-        with device_bench(observed, cluster, name) as (bench, load, resident):
+        with device_bench(observed, cluster, name) as (bench, load):
             for twin, measurement in measure_layers(
                 bench,
                 batch_sizes=observed.batch_sizes,
@@ -216,6 +216,7 @@ def measure_groups(
             )
         rows = corrected(rows, corrections(segments))
         heap: tuple[HeapMeasurement, ...] = ()
+        resident: int | None = None
         if device.kind == "cpu":
             progress("measuring memory", 0.0)
             residency = measure_residency(
@@ -223,6 +224,8 @@ def measure_groups(
             )
             if residency is not None:
                 heap, resident = residency.heap, residency.baseline_bytes
+        if resident is None:
+            resident = empty_rank_bytes(threads=device.threads)
         timings.append(
             DeviceTimings(
                 measured_on=name,
@@ -241,8 +244,8 @@ def measure_groups(
 @contextmanager
 def device_bench(
     observed: Observed, cluster: Cluster, name: str
-) -> Iterator[tuple[LayerBench, Load, int]]:
-    """The bench of a device of this machine, its neighbours busy; and an empty rank's bytes."""
+) -> Iterator[tuple[LayerBench, Load]]:
+    """The bench of a device of this machine, its neighbours busy."""
     device = cluster.device[name]
     load = load_beside(cluster, name)
     bench = observed.bench
@@ -250,9 +253,9 @@ def device_bench(
         bench = LayerBench(observed.captured, device=_torch_device(device))
     with (
         computing_with(device.threads),
-        companions(load.companions, threads=device.threads) as resident,
+        companions(load.companions, threads=device.threads),
     ):
-        yield bench, load, resident
+        yield bench, load
 
 
 def conditions_here(

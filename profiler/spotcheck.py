@@ -25,7 +25,7 @@ def measure_spot(observed: Observed, cluster: Cluster, name: str, like: DeviceTi
         InvalidInputError: the device has no room for any layer.
     """
     rows = {twin: (measured[-1],) for twin, measured in like.layers.items()}
-    with device_bench(observed, cluster, name) as (bench, load, _):
+    with device_bench(observed, cluster, name) as (bench, load):
         found = list(
             measure_segments(
                 bench,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import threading
 import time
 from collections import Counter
@@ -34,6 +35,8 @@ BEAT_S = 1.0
 """Time between two signs of life."""
 LINGER_S = 5.0
 """How long a failed process that keeps the store open waits for the others to read why."""
+SILENT_S = 2.5 * BEAT_S
+"""A rank without a sign of life for so long is not waited for then: it will read nothing."""
 
 _worlds = count()
 
@@ -287,7 +290,10 @@ class World:
                 self._store.set("failed", json.dumps(self._reason(error)))
             self._store.set(f"left/{self.rank}", "1")
             if self.environment.hosts_store:
-                self._see_off(self.timeout_s if error is None else LINGER_S)
+                if error is None:
+                    self._see_off(self.timeout_s, silent_s=self.timeout_s)
+                else:
+                    self._see_off(LINGER_S, silent_s=SILENT_S)
         except (RuntimeError, dist.DistError):
             pass  # the store is gone, and with it whoever should be told
         finally:
@@ -303,12 +309,27 @@ class World:
             "message": message or type(error).__name__,
         }
 
-    def _see_off(self, limit_s: float) -> None:
+    def _see_off(self, limit_s: float, *, silent_s: float) -> None:
+        """Keep the store open until all have left, but for those who are silent or never came."""
         deadline = time.monotonic() + limit_s
-        while not self._store.check([f"left/{rank}" for rank in range(self.size)]):
-            if time.monotonic() > deadline:
-                return
+        staying = set(range(self.size)) - {self.rank}
+        while staying and time.monotonic() < deadline:
+            staying = {
+                rank
+                for rank in staying
+                if not self._store.check([f"left/{rank}"]) and self._silent_s(rank) <= silent_s
+            }
             time.sleep(0.05)
+
+    def _silent_s(self, rank: int) -> float:
+        """Seconds since this process saw a new sign of life of a rank; none yet: without end."""
+        key = f"beat/{rank}"
+        if not self._store.check([key]):
+            return math.inf
+        beat, now = self._store.get(key), time.monotonic()
+        if rank not in self._seen or self._seen[rank][0] != beat:
+            self._seen[rank] = (beat, now)
+        return now - self._seen[rank][1]
 
     # --- the group -----------------------------------------------------------------------------
 

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from tests.support.warm import WarmPopen, close_servers
+
 # A job that a shell put in the background ignores Ctrl-C, and so would all that tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+STARTERS = ("executor.local.Popen", "profiler.companion.Popen", "profiler.residency.Popen")
+"""Where this package starts Python processes for ranks and like ranks."""
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -41,3 +48,25 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         assert text == file.read_text(encoding="utf-8")
 
     return compare
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _warm_ranks() -> Iterator[None]:
+    """Ranks' starters are forked from a process that has imported torch (see ``support.warm``).
+
+    Tests of starting itself use ``cold_ranks``; commands run as processes of their own start their
+    ranks as everywhere.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if "torch" in sys.modules:  # else only the planner is tested, which loads none of them
+            for name in STARTERS:
+                patch.setattr(name, WarmPopen)
+        yield
+    close_servers()
+
+
+@pytest.fixture
+def cold_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks are started as users start them."""
+    for name in STARTERS:
+        monkeypatch.setattr(name, subprocess.Popen)

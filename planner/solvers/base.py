@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from planner.flows import Routing
 from planner.planfile import StageSplit
+from planner.request import Split
 from planner.slices import Slicing
 
 if TYPE_CHECKING:
@@ -89,6 +90,16 @@ class Assignment:
     def devices(self) -> tuple[str, ...]:
         """Devices with a stage, in the order of pipelines and stages."""
         return tuple(device for pipeline in self.pipelines for device in pipeline.devices)
+
+    def uses(self, split: Split) -> bool:
+        """Whether it splits the work in this way, wherever."""
+        match split:
+            case Split.LAYERS:
+                return any(len(pipeline.stages) > 1 for pipeline in self.pipelines)
+            case Split.PIPELINES:
+                return len(self.pipelines) > 1
+            case _:
+                return any(stage.split == split.value for stage in self.stages)
 
 
 class SolveStatus(StrEnum):

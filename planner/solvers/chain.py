@@ -20,6 +20,7 @@ from planner.cost import CostModel
 from planner.flows import Routing
 from planner.options import MAX_WORK, Option, OptionSet, find_options, place, stage_on
 from planner.problem import PlanningProblem
+from planner.request import Split
 from planner.solvers.base import (
     Assignment,
     SolveLimits,
@@ -68,6 +69,8 @@ class ChainSolver:
         """Why this solver cannot take ``problem``, or None."""
         if not problem.graph.is_chain:
             return "the model branches: its layers have more than one order"
+        if problem.must_use is Split.PIPELINES:
+            return "it plans one pipeline"
         return self.too_large(problem)
 
     def too_large(self, problem: PlanningProblem) -> str | None:

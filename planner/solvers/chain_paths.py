@@ -237,7 +237,11 @@ class ShortestPath:
             out = tables.crossing.output_set[0, -1]
             passed = tables.hops.last_duration[n, out]
             total = float(self.starting[n, :, -1].min() + passed)
-            if total < np.inf and self._passes(n, passed, tables.hops.last_wire[n, out]):
+            if (
+                total < np.inf
+                and tables.one_stage
+                and self._passes(n, passed, tables.hops.last_wire[n, out])
+            ):
                 yield PathEnd(code, n, 0, total)
         for level in states.levels[1:]:
             if limits.expired:

@@ -237,6 +237,8 @@ class PeriodSearch:
     def _single(self, trial: _Trial) -> Iterator[tuple[float, _End]]:
         """The whole model in one stage, where that is within the period."""
         tables = self.tables
+        if not tables.one_stage:
+            return
         whole = tables.crossing.input_set[0, -1]
         loads = np.where(
             tables.hops.first_wire[:, whole] <= trial.period_s,

@@ -1,8 +1,8 @@
 """Which devices are used: the states of the chain solver, as multisets of device classes.
 
 A state is a number in mixed radix, one digit a class. A further digit counts stages where their
-number is limited below what the devices allow. Without that digit the number is a *group*: the
-devices alone.
+number is limited below what the devices allow, another counts stages on a *marked* option where
+there must be one. Without these digits the number is a *group*: the devices alone.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from planner.options import Option
 from planner.problem import PlanningProblem
+from planner.request import Split
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,20 @@ class States:
     usable: NDArray[np.bool_]
 
 
-def enumerate_states(problem: PlanningProblem, options: Sequence[Option]) -> States:
-    """The states that ``options`` can reach."""
+def enumerate_states(
+    problem: PlanningProblem, options: Sequence[Option], *, marked: int = 0
+) -> States:
+    """The states that ``options`` can reach; a plan has one stage on one of the last ``marked``."""
     sizes = [len(members) for members in problem.classes]
     counts = [option.counts(len(sizes)) for option in options]
     if problem.max_stages < sum(sizes):
         sizes.append(problem.max_stages)
         counts = [(*taken, 1) for taken in counts]
     num_classes = len(problem.classes)
+    if problem.must_use in (Split.BATCH, Split.TENSOR):
+        sizes.append(1)
+        ordinary = len(options) - marked
+        counts = [(*taken, int(n >= ordinary)) for n, taken in enumerate(counts)]
     weight = [prod(n + 1 for n in sizes[c + 1 :]) for c in range(len(sizes))]
     least = [
         sum(problem.class_of.get(name) == c for name in problem.required)
@@ -68,6 +75,8 @@ def enumerate_states(problem: PlanningProblem, options: Sequence[Option]) -> Sta
             state: found[kept[state + code[found]]] if kept[state] else found[:0]
             for state, found in nexts.items()
         }
+    if problem.must_use in (Split.BATCH, Split.TENSOR):
+        ends &= every[:, -1] == 1
     final = dict(enumerate(ends.tolist()))
     devices = every[:, :num_classes].sum(axis=1)
     levels = [

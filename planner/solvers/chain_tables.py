@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,6 +12,7 @@ import numpy as np
 from planner.figures import Figures
 from planner.options import Option, OptionSet
 from planner.problem import PlanningProblem
+from planner.request import Split
 from planner.solvers.arrays import Flags, Floats, Integers
 from planner.solvers.base import Assignment
 from planner.solvers.chain_hops import find_hops
@@ -54,7 +56,9 @@ class ChainTables:
 
     def __init__(self, problem: PlanningProblem, figures: Figures, found: OptionSet) -> None:
         self.problem, self.figures, self.found = problem, figures, found
-        self.options = options = found.options
+        marked = _marked(problem, found.options)
+        self.options = options = (*found.options, *marked)
+        self.num_marked = len(marked)
         self.num_layers = problem.num_layers
         segments = Segments(problem, figures, options)
         self.crossing = segments.crossing
@@ -63,7 +67,7 @@ class ChainTables:
         self.root_can_stay_empty = segments.root_can_stay_empty
         self.compute = np.stack([segments.compute_s(option) for option in options])
         self.hops = find_hops(problem, figures, options, self.crossing)
-        self.states = enumerate_states(problem, options)
+        self.states = enumerate_states(problem, options, marked=self.num_marked)
         size = self.num_layers + 1
         # Which runs have which sets, by length and start, for sliding along the layers.
         self._pairs = [
@@ -80,9 +84,16 @@ class ChainTables:
         """These tables for a problem that differs in what devices may and must be used."""
         if problem is self.problem:
             return self
+        assert problem.must_use is self.problem.must_use, "other options"
         other = copy(self)
-        other.problem, other.states = problem, enumerate_states(problem, self.options)
+        other.problem = problem
+        other.states = enumerate_states(problem, self.options, marked=self.num_marked)
         return other
+
+    @property
+    def one_stage(self) -> bool:
+        """Whether the whole model may be in one stage."""
+        return self.problem.must_use is not Split.LAYERS
 
     def runs(self, option: Option) -> int:
         """How often a batch a stage on ``option`` runs."""
@@ -141,3 +152,13 @@ class ChainTables:
         inside[:, size] = False
         inside[0, :] = False
         return np.asarray((crossing.input_set == u) & (crossing.output_set == o) & inside)
+
+
+def _marked(problem: PlanningProblem, options: Sequence[Option]) -> list[Option]:
+    """The options of which a plan must have one, once more: the one that it has."""
+    match problem.must_use:
+        case Split.BATCH:
+            return [o for o in options if o.is_group and not o.is_tensor]
+        case Split.TENSOR:
+            return [o for o in options if o.is_tensor]
+    return []

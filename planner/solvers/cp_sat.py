@@ -19,6 +19,7 @@ from planner.cost import CostModel
 from planner.flows import Routing
 from planner.options import place
 from planner.problem import PlanningProblem
+from planner.request import Split
 from planner.solvers.base import (
     TOLERANCE,
     Assignment,
@@ -51,6 +52,8 @@ class CpSatSolver:
 
     def rejects(self, problem: PlanningProblem) -> str | None:
         """Why this solver cannot take ``problem``, or None."""
+        if problem.must_use in (Split.TENSOR, Split.PIPELINES):
+            return f"it knows no split by {problem.must_use.value}"
         slots = min(len(problem.devices), problem.max_stages)
         graph = problem.graph
         size = slots**3 / 3 + slots**2 * (graph.digraph.number_of_edges() + len(graph.tensors))
@@ -150,6 +153,8 @@ class _Search:
             nothing = bound == math.inf
             # What needs the memory of several devices for one stage was not looked for.
             proved = nothing and not self.slots.without_tensor
+            # Nor groups beyond those that there are slots for, where there must be one.
+            proved = proved and not (self.problem.must_use and self.slots.left_out)
             return SolverResult(
                 status=SolveStatus.INFEASIBLE if proved else SolveStatus.UNKNOWN,
                 assignment=None,
@@ -175,9 +180,10 @@ class _Search:
 
     def _keep(self, assignment: Assignment) -> list[int]:
         """Take a plan if it is the best; the stages that do not fit in memory."""
-        price = self.cost.evaluate(assignment)
+        must, price = self.problem.must_use, self.cost.evaluate(assignment)
         objective = price.objective_s(self.problem.request.objective)
-        if price.allowed and objective < self.objective_s:
+        as_told = must is None or assignment.uses(must)
+        if price.allowed and as_told and objective < self.objective_s:
             self.best, self.objective_s = assignment, objective
         return sorted({r.stage for r in price.shortfalls() if r.stage is not None})
 

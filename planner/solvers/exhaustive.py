@@ -58,6 +58,8 @@ class ExhaustiveSolver:
             if limits.expired:
                 complete = False
                 break
+            if problem.must_use is not None and not assignment.uses(problem.must_use):
+                continue
             priced += 1
             price = cost.evaluate(assignment)
             objective = _total(problem, price), price.objective_s(problem.request.objective)

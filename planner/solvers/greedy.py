@@ -38,9 +38,9 @@ class GreedySolver:
 
     name: ClassVar[str] = "greedy"
 
-    def rejects(self, problem: PlanningProblem) -> str | None:  # noqa: ARG002
-        """Takes everything."""
-        return None
+    def rejects(self, problem: PlanningProblem) -> str | None:
+        """Takes everything but a way to split the work that plans must use."""
+        return "it cannot be told how to split the work" if problem.must_use else None
 
     def solve(
         self, problem: PlanningProblem, *, cost: CostModel, limits: SolveLimits

@@ -28,6 +28,7 @@ from planner.cost import CostModel
 from planner.memory import empty_root_memory
 from planner.options import place, stage_on
 from planner.problem import PlanningProblem
+from planner.request import Split
 from planner.rules import best_routing
 from planner.solvers import load_solver
 from planner.solvers.arrays import Integers
@@ -78,6 +79,8 @@ class PipelinesSolver:
 
     def rejects(self, problem: PlanningProblem) -> str | None:
         """Why this solver cannot take ``problem``, or None."""
+        if problem.must_use not in (None, Split.PIPELINES):
+            return "it cannot be told how to split what each pipeline does"
         reason = problem.one_pipeline()
         return reason if reason is None else f"one pipeline only: {reason}"
 
@@ -129,7 +132,8 @@ class _Search:
         for device in problem.required:
             if device in problem.class_of:
                 least[problem.class_of[device]] += 1
-        most = problem.batch if any(least) else problem.num_microbatches
+        wanted = any(least) or problem.must_use is Split.PIPELINES
+        most = problem.batch if wanted else problem.num_microbatches
         sizes = [len(members) for members in problem.classes]
         self.partitions = Partitions(sizes, least, most)
         self.partitions.allow(problem.targets.affordable(problem.classes, self.partitions.counts))

@@ -25,6 +25,7 @@ from itertools import pairwise
 from planner.figures import Figures
 from planner.memory import BUFFER_DEPTH, least_alive, on_heap, root_bytes
 from planner.problem import PlanningProblem
+from planner.request import Split
 from planner.solvers.base import Assignment
 from planner.solvers.integer_model import IntegerModel, Literal, negated
 from planner.solvers.slots import Slots, together_possible
@@ -120,6 +121,11 @@ class StageGraphs:
                 for s in self.places:
                     self._equal(self.x.get((one, s)), self.x.get((other, s)))
         model.at_most([(1, used) for used in self.used], problem.max_stages)
+        if problem.must_use is Split.LAYERS:
+            model.at_most([(-1, used) for used in self.used], -2)
+        elif problem.must_use is Split.BATCH:
+            groups = [s for s in self.places if self.slots.slots[s].option.is_group]
+            model.any_of(*(self.used[s] for s in groups))
         counts = [slot.option.counts(num_classes) for slot in self.slots.slots]
         for c, members in enumerate(problem.classes):
             taken = [(counts[s][c], self.used[s]) for s in self.places]

@@ -69,6 +69,8 @@ class TemplateSolver:
             return "the request limits the latency, or what the devices come to"
         if problem.required:
             return "it cannot be told to use a device"
+        if problem.must_use:
+            return "it cannot be told how to split the work"
         if problem.request.max_stages is not None:
             return "the request limits the number of stages"
         kinds = len(find_pools(problem).kinds)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -10,7 +13,9 @@ import pytest
 
 from executor.clocks import ROUND_TRIPS, clock_identity, compare_clocks
 from executor.links import Offset
+from profiler.allocator import heap_environment
 from tests.support.loops import Board, BoardTransport, Stuck
+from tests.support.warm import WarmPopen
 
 
 def offsets(
@@ -75,5 +80,12 @@ def test_a_rank_that_does_not_answer_is_no_hang() -> None:
 
 
 def test_processes_of_one_machine_have_one_clock() -> None:
-    assert clock_identity() == clock_identity()
+    script = "from executor.clocks import clock_identity; print(clock_identity())"
+    other = WarmPopen(
+        [sys.executable, "-c", script],
+        env=heap_environment(os.environ),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert clock_identity() == int(other.communicate()[0])
     assert -(2**63) <= clock_identity() < 2**63

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ import psutil
 import pytest
 import torch
 
-from executor.session import Session
+from executor.session import Session, temporary_prefix
 from planner.inputs import Sources
 from planner.planfile import Plan
 from profiler.capture import Captured, capture
@@ -28,6 +29,7 @@ from tests.support import running, zoo
 from tests.support.captures import captured
 from tests.support.checkpoints import checkpoint
 from tests.support.plans import edit, resigned
+from tests.support.warm import server_pids
 
 pytestmark = pytest.mark.distributed
 
@@ -42,9 +44,14 @@ def below(process: psutil.Process) -> list[psutil.Process]:
         return []
 
 
-def temporary() -> set[Path]:
-    places = (Path("/dev/shm"), Path("/tmp"))
-    return {found for place in places for found in place.glob("apportion-*")}
+def temporary(pid: int | None = None) -> set[Path]:
+    """What a process, this one by default, has made for ranks and not removed yet.
+
+    Other runs on this machine make and remove their own meanwhile.
+    """
+    places = (Path("/dev/shm"), Path(tempfile.gettempdir()))
+    prefix = temporary_prefix(os.getpid() if pid is None else pid)
+    return {found for place in places for found in place.glob(f"{prefix}*")}
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +62,11 @@ def _nothing_is_left() -> Iterator[None]:
     left = [p for p in below(psutil.Process()) if p.pid not in before]
     assert not left, f"processes left behind: {left}"
     assert not temporary() - files
+
+
+@pytest.fixture(autouse=True)
+def _started_as_users_start_them(cold_ranks: None) -> None:
+    """Starting and ending processes is what is tested here."""
 
 
 def gone(pids: list[int]) -> bool:
@@ -75,10 +87,15 @@ def _is_zombie(pid: int) -> bool:
         return True
 
 
+def starter_of(process: psutil.Process) -> psutil.Process:
+    """The process that ranks are forked from; not what other tests have forked theirs from."""
+    (starter,) = (one for one in process.children() if one.pid not in server_pids())
+    return starter
+
+
 def ranks_of(process: psutil.Process) -> list[int]:
     """Process ids of the ranks, by rank: they are forked in that order."""
-    (zygote,) = process.children()
-    return sorted(child.pid for child in zygote.children())
+    return sorted(child.pid for child in starter_of(process).children())
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +192,7 @@ def test_a_stopped_rank_that_nobody_waits_for_is_noticed_too() -> None:
 def test_a_killed_starter_of_ranks_is_no_hang(world: tuple[Plan, Captured, Profile]) -> None:
     session = open_session(world, timeout_s=60)
     pids = ranks_of(psutil.Process())
-    (zygote,) = psutil.Process().children()
+    zygote = starter_of(psutil.Process())
     thread, failures = run_long(session)
     time.sleep(0.3)
     zygote.kill()
@@ -233,7 +250,8 @@ def running_script() -> Iterator[subprocess.Popen[str]]:
 
 
 def test_ranks_end_when_their_caller_is_killed(running_script: subprocess.Popen[str]) -> None:
-    files = temporary()
+    files = temporary(running_script.pid)
+    assert files
     pids = [p.pid for p in below(psutil.Process(running_script.pid))]
     assert len(pids) == 4  # three ranks and the process they are forked from
     running_script.kill()
@@ -263,7 +281,7 @@ def _no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a process was started")
 
-    monkeypatch.setattr(subprocess, "Popen", refuse)
+    monkeypatch.setattr("executor.local.Popen", refuse)
 
 
 def refused(plan: Plan, made: Captured, profile: Profile | None, kind: type[ApportionError]) -> str:

@@ -52,7 +52,7 @@ def test_ranks_on_other_hosts_get_constants_of_any_size(
     x = torch.randn(4, 8)
     np.savez(tmp_path / "x.npz", x=x.numpy())
     command = ["run", "plan.yaml", "-i", "x.npz", "-o", "y.npz", "--timeout", "60"]
-    with hosts(num, ["-m", "executor", *command], cwd=tmp_path) as processes:
+    with hosts(num, ["-m", "executor", *command], cwd=tmp_path, cold=True) as processes:
         ended = processes.wait_all()
     assert [one.code for one in ended] == [0] * num, ended
     module, _ = sys.modules["shifted_model"].build()

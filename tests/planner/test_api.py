@@ -9,7 +9,7 @@ from planner import Plan, PlanRequest, plan
 from planner.check import check_plan
 from planner.request import Forbid, Objective, Split
 from profiler.cluster import Link
-from profiler.errors import ApportionError, InvalidInputError
+from profiler.errors import ApportionError, InfeasiblePlanError, InvalidInputError
 from profiler.graph import ModelGraph
 from profiler.profile import Profile
 from tests.support.builders import chain_graph, make_cluster, make_graph, make_profile
@@ -165,8 +165,8 @@ def test_greedy_says_that_it_proves_nothing() -> None:
     found = plan(UNEQUAL, batch_size=4, solver="greedy")
     assert found.search.bound_s <= found.search.objective_s
     assert codes(found, UNEQUAL) == []
-    if found.search.status == "feasible":
-        assert [w.code for w in found.warnings][:1] == ["not-proved"]
+    assert found.search.status == "feasible"
+    assert [w.code for w in found.warnings][:1] == ["not-proved"]
 
 
 def test_no_time_and_no_plan_is_not_called_infeasible() -> None:
@@ -178,7 +178,10 @@ def test_no_time_and_no_plan_is_not_called_infeasible() -> None:
     )
     with pytest.raises(ApportionError) as caught:
         plan(profile, batch_size=1, limits={"time_s": 0.01}, reserve_bytes=0)
-    assert "fits" not in str(caught.value) or "proved" in str(caught.value)
+    # A quick machine may prove in that time what is the case: nothing fits.
+    proved = isinstance(caught.value, InfeasiblePlanError)
+    said = "infeasibility is proved" if proved else "it is not proved that there is none"
+    assert said in str(caught.value)
 
 
 def test_warnings_tell_what_the_figures_rest_on() -> None:
@@ -195,8 +198,8 @@ def test_a_close_runner_up_is_mentioned() -> None:
     # Both devices take 1 s a layer but for 0.5 %: the error of the profile is 1 %.
     profile = world({"a": [1.0], "b": [1.005]}, latency_s=0.0, bytes_per_s=1e15)
     found = plan(profile, batch_size=2, splits=("layers",))
-    close = [w.message for w in found.warnings if w.code == "close-call"]
-    assert close == [] or "runner-up" in close[0]
+    (close,) = (w.message for w in found.warnings if w.code == "close-call")
+    assert "the runner-up (with h/b) is 0.5% slower, within the profile's error of 1.0%" in close
     equal = world({"a": [1.0] * 100, "b": [1.0] * 100}, bytes_per_s=1e15)
     uneven = plan(equal, batch_size=2, splits=("layers",), max_stages=2)
     assert uneven.search.status == "optimal"

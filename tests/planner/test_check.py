@@ -478,7 +478,9 @@ def test_every_rule_has_a_test_here() -> None:
         "answer",
         "baseline",
         "fallback",
+        "price",
     }
     tested |= {"slices"}  # test_check_slices
     tested |= {"max-latency", "min-rate", "max-devices", "limits", "devices"}  # test_objectives
+    tested |= {"hypothetical"}  # test_what_if
     assert tested == set(RULES)

@@ -5,7 +5,6 @@ import re
 import pytest
 
 from planner import plan
-from planner.infeasible import _as_written, _largest, _least_bytes, _smallest
 from planner.request import Forbid, Pin
 from profiler.cluster import Cluster
 from profiler.errors import InfeasiblePlanError
@@ -34,6 +33,10 @@ def refusal(profile: Profile, **wishes: object) -> InfeasiblePlanError:
     return caught.value
 
 
+def remedies(error: InfeasiblePlanError) -> list[str]:
+    return [changes[0].text for changes in error.remedies if len(changes) == 1]
+
+
 def test_a_layer_that_fits_nowhere_is_named_with_both_figures() -> None:
     error = refusal(world({"a": 3 * MIB, "b": 2 * MIB}, weight=4 * MIB))
     text = str(error)
@@ -53,7 +56,7 @@ def test_more_memory_as_told_is_enough_and_less_is_not() -> None:
     profile = world({"a": 3 * MIB, "b": 2 * MIB})
     error = refusal(profile)
     match = next(
-        m for c in error.conflicts if (m := re.search(r"give (\S+) another (\S+ \S+) \(", c.remedy))
+        m for r in remedies(error) if (m := re.search(r"give (\S+) another (\S+ \S+) \(", r))
     )
     device, extra = match[1], parse_bytes(match[2])
 
@@ -73,9 +76,7 @@ def test_a_smaller_batch_as_told_is_enough_and_a_larger_is_not() -> None:
     # 2^20 bytes of output an item: a batch of answers must fit beside the weights.
     profile = world({"a": 30 * MIB, "b": 30 * MIB}, floats=2**18)
     error = refusal(profile, batch_size=64)
-    match = next(
-        m for c in error.conflicts if (m := re.search(r"from 64 to (\d+) or less", c.remedy))
-    )
+    match = next(m for r in remedies(error) if (m := re.search(r"from 64 to (\d+) or less", r)))
     most = int(match[1])
     assert plan(profile, batch_size=most)
     refusal(profile, batch_size=most + 1)
@@ -94,9 +95,9 @@ def test_a_pin_that_stands_in_the_way_is_named() -> None:
     profile = world({"a": 8 * MIB, "b": 2 * MIB})
     harmless = Pin(layers="l5", device="h/a")
     harmful = Pin(layers="l0..3", device="h/b")
-    remedies = [c.remedy for c in refusal(profile, pins=(harmless, harmful)).conflicts]
-    assert "remove the pin of l0..3 to h/b" in remedies
-    assert not any("l5" in remedy for remedy in remedies)
+    found = remedies(refusal(profile, pins=(harmless, harmful)))
+    assert "remove the pin of l0..3 to h/b" in found
+    assert not any("l5" in remedy for remedy in found)
 
 
 def test_forbids_groups_and_limits_on_stages_are_named() -> None:
@@ -120,16 +121,45 @@ def test_a_cap_is_raised_rather_than_hardware_bought() -> None:
     assert "raise max_bytes of h/" in text
 
 
-def test_smallest_and_largest_by_halving() -> None:
-    assert _largest(1, 100, lambda n: n <= 37) == 37
-    assert _largest(1, 100, lambda n: n > 5) is None
-    assert _smallest(3, 100, lambda n: n >= 41) == 41
-    assert _least_bytes(0, 10**12, lambda n: n > 10**10) == pytest.approx(10**10, rel=0.01)
+def test_the_limits_that_clash_are_named_and_none_that_does_not_matter() -> None:
+    # Four layers of 1 MiB on 2 MiB: the pin and this memory clash, whatever else there is.
+    profile = world({"a": 8 * MIB, "b": 2 * MIB})
+    harmless, harmful = Pin(layers="l5", device="h/a"), Pin(layers="l0..3", device="h/b")
+    error = refusal(profile, pins=(harmless, harmful), max_stages=3)
+    assert [(c.limit, c.subject) for c in error.conflicts] == [("pin", "l0..3"), ("memory", "h/b")]
+    assert error.smallest
+    assert "these 2 limits clash; without any one of them a plan exists:" in str(error)
+    assert [c.change and c.change.becomes is None for c in error.conflicts] == [True, False]
 
 
-@pytest.mark.parametrize("num_bytes", [7, 1023, 1025, 10**6 + 1, 3 * 2**30 + 7, 2**41 + 12345])
-def test_a_written_size_is_on_the_safe_side(num_bytes: int) -> None:
-    import math
+def test_where_no_single_change_is_enough_the_smallest_pair_is_given() -> None:
+    profile = world({"a": 8 * MIB, "b": 2 * MIB, "c": 2 * MIB})
+    pins = (Pin(layers="l0..2", device="h/b"), Pin(layers="l3..5", device="h/c"))
+    error = refusal(profile, pins=pins)
+    assert len(error.conflicts) == 2
+    assert all(c.change is None for c in error.conflicts)
+    ((one, other),) = error.remedies
+    assert {one.subject, other.subject} == {"l0..2", "l3..5"}
+    assert "no single change is enough; these 2 together would make it fit:" in str(error)
+    assert plan(profile, batch_size=4)
 
-    assert _as_written(num_bytes, math.ceil)[1] >= num_bytes
-    assert _as_written(num_bytes, math.floor)[1] <= num_bytes
+
+def test_a_limit_that_does_not_help_alone_says_so() -> None:
+    profile = world({"a": 8 * MIB, "b": 2 * MIB})
+    error = refusal(profile, forbids=(Forbid(device="h/a"),), max_bytes={"h/a": MIB})
+    assert "forbid of everything on h/a: without it alone there is still none" in str(error)
+
+
+def test_equal_devices_are_one_limit_and_thousands_are_soon_explained() -> None:
+    # Three layers of 3 MiB each on 1,000 devices of 2 MiB: no layer has a home.
+    names = [f"d{i}" for i in range(1000)]
+    cluster = make_cluster(dict.fromkeys(names, 2 * MIB), types=dict.fromkeys(names, "board"))
+    graph = chain_graph(3, weight_bytes=3 * MIB)
+    profile = make_profile(graph, cluster, seconds={name: [1e-3] * 3 for name in names})
+    error = refusal(profile, limits={"time_s": 10.0})
+    assert [c.text for c in error.conflicts] == [
+        "memory of h/d0 (2.00 MiB)",
+        "memory of h/d1 and 998 equal devices (2.00 MiB each)",
+    ]
+    assert error.smallest
+    assert all(c.change for c in error.conflicts)

@@ -95,7 +95,9 @@ def test_tables_in_the_reference_are_current(
     assert block in text, "run pytest --update-golden"
 
 
-@pytest.mark.parametrize("command", ["plan", "explain", "check", "diff", "place", "schema"])
+@pytest.mark.parametrize(
+    "command", ["plan", "explain", "check", "diff", "what-if", "place", "schema"]
+)
 def test_flags_are_frozen(command: str, golden: Callable[[str, str], None]) -> None:
     result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "100"})
     golden(f"help_{command}.txt", result.stdout)

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from profiler.console import commands, note, write_file, write_json
-from profiler.errors import Conflict, InfeasiblePlanError, InvalidInputError, StalePlanError
+from profiler.errors import Change, Conflict, InfeasiblePlanError, InvalidInputError, StalePlanError
 
 app = commands("Commands that end in every way.")
 
@@ -17,7 +17,9 @@ def end(how: str) -> None:
         "input": InvalidInputError("no file x"),
         "stale": StalePlanError("made for another model"),
         "infeasible": InfeasiblePlanError(
-            [Conflict(what="l0", needed="3 GiB", available="h/a has 2 GiB", remedy="less")]
+            [Conflict(limit="batch_size", subject="", text="batch_size 8")],
+            reason="l0 needs 3 GiB, but h/a has 2 GiB",
+            remedies=[[Change(limit="batch_size", subject="", text="less")]],
         ),
         "interrupt": KeyboardInterrupt(),
     }

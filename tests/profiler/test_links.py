@@ -91,7 +91,7 @@ def test_torchrun_on_two_hosts_is_enough(tmp_path: Path) -> None:
         agent += ["--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", str(port)]
         command = ["-m", "executor", "devices", "-o", f"of-{node}.yaml", "--links", "never"]
         agents.append([*agent, *command])
-    with hosts(2, agents, cwd=tmp_path) as running:
+    with hosts(2, agents, cwd=tmp_path, cold=True) as running:
         ended = running.wait_all()
     assert [one.code for one in ended] == [0, 0], ended
     # Only rank 0 writes.
@@ -163,7 +163,7 @@ def test_two_processes_on_one_host_are_refused(tmp_path: Path) -> None:
 
 
 def test_hosts_that_cannot_reach_each_other_are_named(tmp_path: Path) -> None:
-    script = ["-c", SHORT + COMMAND, "devices", "-o", "c.yaml", "--timeout", "5"]
+    script = ["-c", SHORT + COMMAND, "devices", "-o", "c.yaml", "--timeout", "3"]
     nowhere = {1: {"GLOO_SOCKET_IFNAME": "nowhere0"}}
     with hosts(2, script, cwd=tmp_path, changed=nowhere) as running:
         ended = running.wait_all()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from profiler.cluster import Cluster
-from tests.support.namespaces import Shape, lacking, two_hosts
+from tests.support.namespaces import JOIN, Shape, lacking, two_hosts
 
 pytestmark = [
     pytest.mark.distributed,
@@ -24,11 +24,24 @@ MEASURE = ["-m", "executor", "devices", "-o", "cluster.yaml", "--timeout", "30"]
 FAST, SLOW = Shape("1gbit", "256kb"), Shape("100mbit", "32kb")
 
 
+BRIEF = """
+import profiler.occupancy
+profiler.occupancy.MAX_WINDOWS = 4
+profiler.occupancy.WINDOW_S = 0.05
+"""
+"""What transfers take from computing is not asked: it is measured as briefly as possible."""
+
+
 def measured(
-    tmp_path: Path, shapes: tuple[Shape, Shape] | None, *, quota: float | None = None
+    tmp_path: Path,
+    shapes: tuple[Shape, Shape] | None,
+    *,
+    quota: float | None = None,
+    before: str = "",
 ) -> Cluster:
     # One thread: what two threads do in half a core is another story.
-    script = "from profiler import discover; discover.available_cores = lambda: 1\n"
+    script = "import profiler.links\n" + JOIN + before
+    script += "from profiler import discover; discover.available_cores = lambda: 1\n"
     script += "from executor.cli import main; main()"
     with two_hosts(shapes, quota=quota) as hosts:
         ended = hosts.run([sys.executable, "-c", script, *MEASURE[2:]], cwd=tmp_path)
@@ -37,7 +50,7 @@ def measured(
 
 
 def test_each_direction_of_a_shaped_cable_is_found(tmp_path: Path) -> None:
-    cluster = measured(tmp_path, (SLOW, FAST))
+    cluster = measured(tmp_path, (SLOW, FAST), before=BRIEF)
     there, back = (cluster.link(f"h{a}/cpu:0", f"h{1 - a}/cpu:0") for a in (0, 1))
     assert there.bytes_per_s == pytest.approx(100e6 / 8 * PAYLOAD, rel=0.05)
     assert back.bytes_per_s == pytest.approx(1e9 / 8 * PAYLOAD, rel=0.05)

@@ -153,9 +153,11 @@ def differs():
 
 SHORT = """
 import os, signal, sys
-import profiler.occupancy, profiler.session, profiler.measure
+import profiler.occupancy, profiler.residency, profiler.segments
 profiler.occupancy.MAX_WINDOWS = 4
 profiler.occupancy.WINDOW_S = 0.05
+profiler.segments.BLOCK_S = 0.02
+profiler.residency.NUM_RUNS = 1
 rank = int(os.environ["RANK"])
 """
 
@@ -164,7 +166,7 @@ from executor.cli import main
 main()
 """
 
-QUICK = ("--batch-sizes", "1,2", "--budget", "3", "--timeout", "30", "--link-seconds", "0.2")
+QUICK = ("--batch-sizes", "1,2", "--budget", "0.5", "--timeout", "30", "--link-seconds", "0.2")
 
 
 def profile(
@@ -296,7 +298,8 @@ profiler.journal.Journal.__init__ = init
 
 API = """
 import profiler, json
-made = profiler.profile_model("tiny:build", batch_sizes=[1])
+from profiler.measure import Effort
+made = profiler.profile_model("tiny:build", batch_sizes=[1], effort=Effort(budget_s=0.5))
 print(json.dumps([made.content_digest(), sorted(made.timings_of)]))
 """
 
@@ -304,7 +307,8 @@ print(json.dumps([made.content_digest(), sorted(made.timings_of)]))
 @pytest.mark.distributed
 def test_the_api_gives_every_rank_the_same_profile(tmp_path: Path) -> None:
     (tmp_path / "tiny.py").write_text(MODEL)
-    with hosts(2, ["-c", SHORT + API], cwd=tmp_path) as running:
+    # Each with its own hash seed, as on machines of their own: the same all the same.
+    with hosts(2, ["-c", SHORT + API], cwd=tmp_path, cold=True) as running:
         ended = running.wait_all(timeout_s=240)
     assert [one.code for one in ended] == [0, 0], ended
     first, second = (json.loads(one.out) for one in ended)

@@ -1,5 +1,5 @@
 """Tensors of these small worlds are large from a size on that some of them have; and partial sums
-too large to be sent whole."""
+too large to be sent whole. Undone after each module: other tests see the real sizes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LARGE_FROM = 1500
 WHOLE_UP_TO = 700
 
 
-@pytest.fixture(autouse=True, scope="package")
+@pytest.fixture(autouse=True, scope="module")
 def large_tensors() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("planner.memory.MAPPED_BYTES", LARGE_FROM)

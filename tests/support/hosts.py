@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.warm import WarmPopen
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -71,15 +73,18 @@ def hosts(
     cwd: Path,
     world_size: int | None = None,
     changed: dict[int, dict[str, str]] | None = None,
+    cold: bool = False,
 ) -> Iterator[Processes]:
     """``python ARGUMENTS`` on so many made-up hosts; what still runs at the end is killed.
 
     ``arguments`` are those of all, or one list for each of them.
-    ``changed`` are variables that differ for a rank.
+    ``changed`` are variables that differ for a rank. ``cold`` processes are started from nothing,
+    each with its own hash seed; others are forked from one that has imported torch.
     """
     port = free_port()
+    start = subprocess.Popen if cold else WarmPopen
     running = [
-        subprocess.Popen(
+        start(
             [sys.executable, *_of(arguments, rank)],
             env={**environment(rank, world_size or num, port), **(changed or {}).get(rank, {})},
             cwd=cwd,

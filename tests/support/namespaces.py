@@ -22,6 +22,15 @@ PRIORITY = 50_000
 """Shares of the processor (1024 is usual): what else runs on the machine then disturbs little."""
 
 
+GROUP_VARIABLE = "APL_GROUP"
+JOIN = f"""
+import os, pathlib
+pathlib.Path(os.environ["{GROUP_VARIABLE}"]).write_text(str(os.getpid()))
+"""
+"""Moves a Python process into the quota of its host, threads and all: after its imports, which are
+not what is measured and would take many seconds in a part of a core."""
+
+
 def lacking() -> str | None:
     """Why hosts cannot be made here; None if they can."""
     if os.geteuid() != 0:
@@ -49,20 +58,20 @@ class TwoHosts:
     names: tuple[str, str]
 
     def run(self, arguments: Sequence[str], *, cwd: Path, timeout_s: float = 180) -> list[Ended]:
-        """A command on both hosts, as torchrun would start it."""
+        """A command on both hosts, as torchrun would start it; on their network.
+
+        Python within their quota too, once it has run :data:`JOIN`.
+        """
         port = free_port()
         running = []
         for rank, name in enumerate(self.names):
-            # The shell joins the group before Python starts any thread.
-            enter = (
-                f'echo $$ > {CPU / name}/cgroup.procs && exec nsenter --net=/run/netns/{name} "$@"'
-            )
             running.append(
                 subprocess.Popen(
-                    ["sh", "-c", enter, "sh", *arguments],
+                    ["nsenter", f"--net=/run/netns/{name}", *arguments],
                     env={
                         **environment(rank, 2, port, address="10.231.7.1"),
                         "GLOO_SOCKET_IFNAME": "cable",
+                        GROUP_VARIABLE: str(CPU / name / "cgroup.procs"),
                     },
                     cwd=cwd,
                     stdin=subprocess.DEVNULL,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from profiler.graph import ModelGraph
 from profiler.itemwise import with_itemwise
 from profiler.profile import Profile
 from tests.support.builders import GIB, make_cluster, make_profile
+from tests.support.captures import captured as captured_model
 from tests.support.plans import Part, make_plan
 
 HOST = "h"
@@ -37,6 +39,12 @@ def made_up_profile(captured: Captured, *, num_devices: int = 4) -> Profile:
     cluster = make_cluster({f"cpu:{i}": 2 * GIB for i in range(num_devices)})
     seconds = {f"cpu:{i}": [0.001] * len(graph.layers) for i in range(num_devices)}
     return make_profile(graph, cluster, seconds=seconds)
+
+
+@functools.cache
+def profile_of(name: str) -> Profile:
+    """:func:`made_up_profile` of a model of the zoo, made once for all tests of a process."""
+    return made_up_profile(captured_model(name))
 
 
 def observed(captured: Captured) -> ModelGraph:
