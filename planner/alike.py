@@ -73,8 +73,8 @@ class LikeDevices:
         """Equal for equal measurements."""
         if id(timings) not in self._position:
             for at, other in enumerate(self._measured):
-                same = (timings.layers, timings.dispatch_s, timings.heap)
-                if same == (other.layers, other.dispatch_s, other.heap):
+                same = (timings.layers, timings.dispatch_s, timings.heap, timings.slices)
+                if same == (other.layers, other.dispatch_s, other.heap, other.slices):
                     self._position[id(timings)] = at
                     break
             else:

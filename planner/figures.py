@@ -31,6 +31,7 @@ class Figures:
         self._mapped: dict[tuple[str, str, int], int] = {}
         self._sizes: dict[tuple[str, int], int] = {}
         self._regions: dict[tuple[int, str, int], float] = {}
+        self._joins: dict[tuple[int, int], tuple[tuple[str, int], ...]] = {}
 
     def time_s(self, layer: int, device: str, items: int) -> float:
         """Seconds of one layer."""
@@ -67,10 +68,14 @@ class Figures:
 
         The only place that says how long a slice takes.
         """
+        fraction = self.slice_part(region, device, items, units)
+        return self.region_s(region, device, items) * fraction
+
+    def slice_part(self, region: int, device: str, items: int, units: int) -> float:
+        """The part of a region's time that ``units`` of its units take."""
         found = self.problem.graph.regions[region]
         divided = self.problem.profile.timings_of[device].divided(found, items)
-        fraction = (1 - divided) + divided * units / found.units
-        return self.region_s(region, device, items) * fraction
+        return (1 - divided) + divided * units / found.units
 
     def peak_bytes(self, layer: int, device: str, items: int) -> int:
         """Bytes one layer allocates beyond its inputs and weights."""
@@ -99,6 +104,16 @@ class Figures:
             graph = self.problem.graph
             self._sizes[key] = graph.tensor[name].num_bytes(graph.symbols_at(items))
         return self._sizes[key]
+
+    def joins(self, region: int, items: int) -> tuple[tuple[str, int], ...]:
+        """How each join of a region puts results together, and the bytes of the whole."""
+        key = (region, items)
+        if key not in self._joins:
+            graph = self.problem.graph
+            self._joins[key] = tuple(
+                (join.how, graph.join_bytes(join, items)) for join in graph.regions[region].joins
+            )
+        return self._joins[key]
 
     def message_s(self, source: str, target: str, num_bytes: float) -> float:
         """Seconds of one message; between a device and itself, none."""
