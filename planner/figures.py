@@ -12,9 +12,16 @@ from planner.problem import PlanningProblem
 from profiler import lookup
 from profiler.profile import PRELUDE, Measurement
 
+Joins = tuple[tuple[str, int], ...]
+"""How each join of a region puts results together, and the bytes of the whole."""
+
 
 class Figures:
-    """Seconds and bytes for ``problem``, each computed once."""
+    """Seconds and bytes for ``problem``, each computed once.
+
+    ``arriving`` is where ``planner.memory`` remembers what a rank (the last of the key) receives
+    in joins among ranks with these units.
+    """
 
     def __init__(self, problem: PlanningProblem) -> None:
         self.problem = problem
@@ -31,7 +38,9 @@ class Figures:
         self._mapped: dict[tuple[str, str, int], int] = {}
         self._sizes: dict[tuple[str, int], int] = {}
         self._regions: dict[tuple[int, str, int], float] = {}
-        self._joins: dict[tuple[int, int], tuple[tuple[str, int], ...]] = {}
+        self._divided: dict[tuple[str, str, int], float] = {}
+        self._joins: dict[tuple[int, int], Joins] = {}
+        self.arriving: dict[tuple[Joins, tuple[int, ...], int], tuple[int, ...]] = {}
 
     def time_s(self, layer: int, device: str, items: int) -> float:
         """Seconds of one layer."""
@@ -74,7 +83,11 @@ class Figures:
     def slice_part(self, region: int, device: str, items: int, units: int) -> float:
         """The part of a region's time that ``units`` of its units take."""
         found = self.problem.graph.regions[region]
-        divided = self.problem.profile.timings_of[device].divided(found, items)
+        key = (found.twin, self._owner[device], items)
+        if key not in self._divided:
+            timings = self.problem.profile.timings_of[device]
+            self._divided[key] = timings.divided(found, items)
+        divided = self._divided[key]
         return (1 - divided) + divided * units / found.units
 
     def peak_bytes(self, layer: int, device: str, items: int) -> int:
@@ -105,8 +118,8 @@ class Figures:
             self._sizes[key] = graph.tensor[name].num_bytes(graph.symbols_at(items))
         return self._sizes[key]
 
-    def joins(self, region: int, items: int) -> tuple[tuple[str, int], ...]:
-        """How each join of a region puts results together, and the bytes of the whole."""
+    def joins(self, region: int, items: int) -> Joins:
+        """The joins of a region."""
         key = (region, items)
         if key not in self._joins:
             graph = self.problem.graph

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from functools import lru_cache
 
 from planner.communication import join_pieces
 from planner.figures import Figures
@@ -224,10 +223,7 @@ def join_bytes(figures: Figures, holding: Holding) -> int:
     """What a rank takes for the parts that its peers send it, at the join that needs most."""
     permille = figures.heap_permille(holding.device, holding.items)
     most = dict.fromkeys(Part, 0)
-    for parts in {
-        _most_arriving(figures.joins(x.region, holding.items), x.units, holding.rank)
-        for x in holding.slices
-    }:
+    for parts in {_most_arriving(figures, x, holding.rank, holding.items) for x in holding.slices}:
         for part, num_bytes in zip(Part, parts, strict=True):
             most[part] = max(most[part], num_bytes)
     return on_heap(most[Part.HEAP], permille) + most[Part.MAPPED]
@@ -235,19 +231,20 @@ def join_bytes(figures: Figures, holding: Holding) -> int:
 
 def arriving_bytes(figures: Figures, slices: RegionUnits, rank: int, items: int, part: Part) -> int:
     """The most bytes that a rank receives at once, into ``part``, in a join of a region."""
-    most = _most_arriving(figures.joins(slices.region, items), slices.units, rank)
+    most = _most_arriving(figures, slices, rank, items)
     return dict(zip(Part, most, strict=True))[part]
 
 
-@lru_cache(maxsize=2**16)
-def _most_arriving(
-    joins: tuple[tuple[str, int], ...], units: tuple[int, ...], rank: int
-) -> tuple[int, ...]:
-    """The most bytes that arrive at once in one of these joins (how, bytes), by ``Part``."""
-    most = [0] * len(Part)
-    for how, size in joins:
-        pieces = join_pieces(how, size, units, rank)
-        for at, part in enumerate(Part):
-            here = sum(n for n in pieces if (n >= MAPPED_BYTES) == (part is Part.MAPPED))
-            most[at] = max(most[at], here)
-    return tuple(most)
+def _most_arriving(figures: Figures, slices: RegionUnits, rank: int, items: int) -> tuple[int, ...]:
+    """The most bytes that arrive at once in one of a region's joins, by ``Part``."""
+    joins = figures.joins(slices.region, items)
+    key = joins, slices.units, rank
+    if key not in figures.arriving:
+        most = [0] * len(Part)
+        for how, size in joins:
+            pieces = join_pieces(how, size, slices.units, rank)
+            for at, part in enumerate(Part):
+                here = sum(n for n in pieces if (n >= MAPPED_BYTES) == (part is Part.MAPPED))
+                most[at] = max(most[at], here)
+        figures.arriving[key] = tuple(most)
+    return figures.arriving[key]

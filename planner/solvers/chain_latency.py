@@ -21,7 +21,7 @@ result is a bound.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -92,7 +92,7 @@ class LatencySearch:
         self._last_set = tables.crossing.output_set[:-1, -1]
         self._first_set = tables.crossing.input_set[0]
         self._table: Floats | None = None
-        self._completions: dict[int, Floats] = {}
+        self._completions = np.full((tables.states.size, tables.num_layers), np.nan)
 
     def run(self, decode: Decode, limits: SolveLimits, progress: Progress) -> None:
         """Find the least latency; plans and bounds go to ``progress``.
@@ -166,20 +166,22 @@ class LatencySearch:
             self._table.fill(np.inf)
         return _Run(self, period_s, self._table).solve(useful_s, limits, progress)
 
-    def completion(self, used: int) -> Floats:
-        """Least seconds from each cut to the end of the model on devices that ``used`` leaves,
-        without hops and limits."""
-        if used not in self._completions:
-            tables = self.tables
-            nexts = tables.states.nexts[used]
-            if len(nexts):
-                passed = tables.hops.last_duration[nexts][:, self._last_set]
-                last = (tables.compute[nexts, :-1, -1] + passed).min(axis=0)
-                found = _to_the_end(tables.compute[nexts].min(axis=0), last)
-            else:
-                found = np.full(tables.num_layers, np.inf)
-            self._completions[used] = found
-        return self._completions[used]
+    def completions(self, used: Sequence[int] | Integers) -> Floats:
+        """Least seconds from each cut to the end of the model on the devices that each of ``used``
+        leaves, without hops and limits: ``[state, cut]``."""
+        states = np.asarray(used)
+        for state in states[np.isnan(self._completions[states, 0])]:
+            self._completions[state] = self._completion(int(state))
+        return np.asarray(self._completions[states])
+
+    def _completion(self, used: int) -> Floats:
+        tables = self.tables
+        nexts = tables.states.nexts[used]
+        if not len(nexts):
+            return np.full(tables.num_layers, np.inf)
+        passed = tables.hops.last_duration[nexts][:, self._last_set]
+        last = (tables.compute[nexts, :-1, -1] + passed).min(axis=0)
+        return _to_the_end(tables.compute[nexts].min(axis=0), last)
 
     def _empty(self) -> Floats:
         """A table by state, option, send kind and cut."""
@@ -342,7 +344,7 @@ class _Run:
                 lasts, nexts = states.lasts[used], states.nexts[used]
                 if not len(lasts) or not len(nexts):
                     continue
-                behind = np.maximum(left, self.search.completion(used))
+                behind = np.maximum(left, self.search.completions([used])[0])
                 if not (self.table[used, lasts] + behind < self.useful_s).any():
                     continue
                 arriving = self._arriving(used, lasts, nexts)
@@ -371,8 +373,7 @@ class _Run:
                     0, stacked[:, q], self.reach[n][entry], self.compute[n][entry][None]
                 ).min(axis=1)
                 if self.useful_s < np.inf:
-                    behind = np.stack([self.search.completion(int(used)) for used in targets])
-                    behind = np.maximum(behind, self.left)
+                    behind = np.maximum(self.search.completions(targets), self.left)
                     loads = np.where(loads + behind < self.useful_s, loads, np.inf)
                 self.table[targets, n, s] = np.minimum(self.table[targets, n, s], loads)
 

@@ -101,8 +101,8 @@ class Placing:
         links, root = self.problem.links, self.problem.cluster.root
         stages = self._stages(template, devices)
         ways = [pair for d in devices for pair in ((root, d), (d, root))]
-        for one, after in pairwise(stage.devices for stage in stages):
-            ways += [(one[0], d) for d in after]
+        for before, after in pairwise(stage.devices for stage in stages):
+            ways += [(before[0], d) for d in after]
         ways += [pair for stage in stages for pair in permutations(stage.devices, 2)]
         key = (
             template.stages,

@@ -83,10 +83,10 @@ class Slots:
         split = (
             "by tensor" if all(tensor) else "by batch or by tensor" if any(tensor) else "by batch"
         )
-        missing = self.tensor_left_out and not any(tensor)
+        lacking = self.tensor_left_out and not any(tensor)
         return (
             f"each on one device or split {split} in {some}{len(self.ways)} ways"
-            + " (tensor splits were left out)" * missing
+            + " (tensor splits were left out)" * lacking
         )
 
     def runs(self, s: int) -> int:

@@ -5,7 +5,6 @@ import random
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from planner import plan
 from planner.check import check_plan
 from planner.cost import CostModel
 from planner.figures import Figures
+from planner.findings import Severity
 from planner.pools import find_pools
 from planner.problem import PlanningProblem
 from planner.request import Objective, PlanRequest, Split
@@ -37,6 +37,7 @@ from planner.solvers.templates import TemplateSolver
 from profiler.cluster import Cluster, DefaultLink, Device, Group, Host
 from profiler.graph import SliceRegion
 from profiler.profile import Profile
+from tests.properties.test_check_agrees import written
 from tests.support.builders import chain_graph, make_profile, make_region
 
 SMALL = Shape(num_blocks=10, hidden=1024, inner=4096, key_value=256, vocabulary=8192, tokens=64)
@@ -379,26 +380,28 @@ def test_no_plan_with_divided_stages_beats_the_bound() -> None:
 
 
 def test_layers_too_large_for_a_device_are_divided_inside_hosts() -> None:
-    # A block of 160 MB and devices of 100 MB: it takes two of them at least.
-    shape = replace(SMALL, hidden=2048, inner=12000, key_value=1024)
-    assert shape.block_parameters * 2 > 10**8
-    profile = roofline_profile(shape, hierarchical_cluster(300, 2, seed=1), sliced=True)
-    memory = {name: 10**8 for name in profile.cluster.device}
-    request = PlanRequest(batch_size=600, microbatch_size=1, max_bytes=memory, reserve_bytes=0)
-    made = plan(profile, request)
-    assert made.search.solver == "templates"
-    assert "other slices were left out" in made.search.space
-    stages = [stage for pipeline in made.spec.pipelines for stage in pipeline.stages]
-    divided = [stage for stage in stages if stage.split == "tensor"]
-    assert divided
-    device = {binding.rank: binding.device for binding in made.spec.ranks}
-    for stage in divided:
-        assert len({device[rank].split("/")[0] for rank in stage.ranks}) == 1
-    assert made.search.gap < 0.05
-    assert check_plan(made, profile) == ()
-    without = request.model_copy(update={"splits": (Split.LAYERS, Split.PIPELINES)})
-    problem = PlanningProblem.build(profile, without, microbatch=1)
-    assert solve(problem).status is SolveStatus.INFEASIBLE
+    # Layers of 1.2 MB and devices of 1 MB: each takes two of them at least.
+    graph = chain_graph(
+        3,
+        floats_per_item=25,
+        weight_bytes=1_200_000,
+        regions=tuple(make_region([i], twin="region") for i in range(3)),
+    )
+    cluster = racks(2, 10, 4, kinds=2)
+    seconds = {d: [0.02 + 0.01 * ("r1" in d)] * 3 for d in cluster.device}
+    profile = make_profile(graph, cluster, seconds=seconds)
+    wishes = {"batch_size": 400, "reserve_bytes": 0}
+    problem = problem_on(profile, splits=tuple(Split), **wishes)
+    result = solve(problem)
+    assert result.assignment is not None
+    assert "other slices were left out" in result.space
+    assert {stage.split for stage in result.assignment.stages} == {"tensor"}
+    for stage in result.assignment.stages:
+        assert len({cluster.host_of[device].name for device in stage.devices}) == 1
+    assert result.objective_s <= 1.1 * (result.bound_s or 0.0)  # type: ignore[operator]
+    made = written(profile, problem, result.assignment)
+    assert [x for x in check_plan(made, profile) if x.severity is Severity.ERROR] == []
+    assert solve(problem_on(profile, **wishes)).status is SolveStatus.INFEASIBLE
 
 
 def test_devices_of_endless_pools_are_counted_one_by_one() -> None:
