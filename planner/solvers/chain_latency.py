@@ -9,7 +9,9 @@ With ``k`` microbatches it is at least (on a line without whole-batch stages and
 exactly) the sum of all durations plus ``(k - 1) * max busy``. Let ``g(T)`` be the least sum with
 no server busier than ``T``: the same programme with the busier ones left out. As ``g`` falls with
 ``T``, no plan whose busiest server lies in ``(t1, t2]`` is below ``g(t2) + (k - 1) * t1``;
-intervals are split until nothing better is left.
+intervals are split until nothing better is left. What is known by then cuts the programme short:
+entries that cannot be finished below it even without transfers are dropped, be it on any devices
+within the limit or on those that are left.
 
 A stage's busy time depends on its neighbours where transfers occupy the devices; ``A`` then has one
 entry per kind of neighbour. Beyond ``MAX_KINDS`` kinds the least occupied stands for all, and the
@@ -19,8 +21,9 @@ result is a bound.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -88,6 +91,8 @@ class LatencySearch:
         )
         self._last_set = tables.crossing.output_set[:-1, -1]
         self._first_set = tables.crossing.input_set[0]
+        self._table: Floats | None = None
+        self._completions = np.full((tables.states.size, tables.num_layers), np.nan)
 
     def run(self, decode: Decode, limits: SolveLimits, progress: Progress) -> None:
         """Find the least latency; plans and bounds go to ``progress``.
@@ -95,7 +100,7 @@ class LatencySearch:
         Raises:
             TimeoutError: the deadline has passed; ``progress`` holds what is known.
         """
-        path = self._shortest(float("inf"), limits, progress)
+        path = self._shortest(float("inf"), float("inf"), limits, progress)
         if path is None:
             progress.bound_s = float("inf")
             return
@@ -113,13 +118,18 @@ class LatencySearch:
             if number > MAX_SPLITS:
                 return
             heapq.heappop(heap)
-            path = self._shortest(high, limits, progress)
+            # A plan of this interval is better than the best only with a sum below this.
+            useful_s = min(progress.relaxed_s, cutoff) - self.repeats * low
+            path = self._shortest(high, useful_s, limits, progress)
             if path is None:
                 continue
             self._keep(path, decode, progress)
             top, least = path.busiest_s * (1 - _PROOF), path.sum_s
             middle = (low + top) / 2
-            under = self._shortest(middle, limits, progress) if low < middle < top else None
+            useful_s = min(progress.relaxed_s, cutoff) - self.repeats * low
+            under = None
+            if low < middle < top:
+                under = self._shortest(middle, useful_s, limits, progress)
             if low < top:
                 number += 1
                 cut = max(low, middle if middle < top else low)
@@ -139,15 +149,45 @@ class LatencySearch:
         Raises:
             TimeoutError: the deadline has passed.
         """
-        return _Run(self, period_s).survey(limits, progress)
+        return _Run(self, period_s, self._empty()).survey(limits, progress)
 
     def _keep(self, path: _Path, decode: Decode, progress: Progress) -> None:
         decode.keep(path.steps, progress)
         progress.relaxed_s = min(progress.relaxed_s, path.sum_s + self.repeats * path.busiest_s)
 
-    def _shortest(self, period_s: float, limits: SolveLimits, progress: Progress) -> _Path | None:
-        """The least sum of durations with no server busier than ``period_s``."""
-        return _Run(self, period_s).solve(limits, progress)
+    def _shortest(
+        self, period_s: float, useful_s: float, limits: SolveLimits, progress: Progress
+    ) -> _Path | None:
+        """The least sum of durations, below ``useful_s``, with no server busier than
+        ``period_s``."""
+        if self._table is None:
+            self._table = self._empty()
+        else:
+            self._table.fill(np.inf)
+        return _Run(self, period_s, self._table).solve(useful_s, limits, progress)
+
+    def completions(self, used: Sequence[int] | Integers) -> Floats:
+        """Least seconds from each cut to the end of the model on the devices that each of ``used``
+        leaves, without hops and limits: ``[state, cut]``."""
+        states = np.asarray(used)
+        for state in states[np.isnan(self._completions[states, 0])]:
+            self._completions[state] = self._completion(int(state))
+        return np.asarray(self._completions[states])
+
+    def _completion(self, used: int) -> Floats:
+        tables = self.tables
+        nexts = tables.states.nexts[used]
+        if not len(nexts):
+            return np.full(tables.num_layers, np.inf)
+        passed = tables.hops.last_duration[nexts][:, self._last_set]
+        last = (tables.compute[nexts, :-1, -1] + passed).min(axis=0)
+        return _to_the_end(tables.compute[nexts].min(axis=0), last)
+
+    def _empty(self) -> Floats:
+        """A table by state, option, send kind and cut."""
+        tables = self.tables
+        size = (tables.states.size, len(tables.options), self._sends.shape[1], tables.num_layers)
+        return np.full(size, np.inf)
 
     def busiest_s(self, steps: list[Step]) -> float:
         """Time of the busiest server among stages and transfers, as the programme counts it."""
@@ -179,7 +219,7 @@ class LatencySearch:
 class _Run:
     """One shortest path under a limit on busy times."""
 
-    def __init__(self, search: LatencySearch, period_s: float) -> None:
+    def __init__(self, search: LatencySearch, period_s: float, table: Floats) -> None:
         self.search, self.tables = search, search.tables
         hops, tables = search.tables.hops, search.tables
         self.period_s = period_s
@@ -208,15 +248,19 @@ class _Run:
             self.compute.append(entries)
         self.limited = limited
         self.num_kinds = search._sends.shape[1]
-        self.table = np.full(
-            (tables.states.size, len(tables.options), self.num_kinds, tables.num_layers), np.inf
-        )
+        self.table = table
         self.ending = self._endings()
         self.starting = self._starts()
-        self.reach = [
-            [int(tables.windows(tables.shortest(c[None]), np.finfo(float).max)[0]) for c in row]
-            for row in self.compute
-        ]
+        every = np.array(self.compute)  # [option, kinds, j, e]
+        shortest = tables.shortest(every.reshape(-1, *every.shape[2:]))
+        windows = tables.windows(shortest, np.finfo(float).max)
+        self.reach = [[int(w) for w in row] for row in windows.reshape(every.shape[:2])]
+        self._every = every
+
+    @cached_property
+    def left(self) -> Floats:
+        """Least seconds from each cut to the end of the model, on any devices, without hops."""
+        return _to_the_end(self._every.min(axis=(0, 1)), self.ending.min(axis=(0, 1)))
 
     def _endings(self) -> Floats:
         """Seconds of a last stage and the outputs' transfer, by option, receive kind and start."""
@@ -256,8 +300,10 @@ class _Run:
             found.append(rows)
         return np.array(found)
 
-    def solve(self, limits: SolveLimits, progress: Progress) -> _Path | None:
+    def solve(self, useful_s: float, limits: SolveLimits, progress: Progress) -> _Path | None:
+        """The path with the least sum, if there is one below ``useful_s``."""
         final = self.tables.states.final
+        self.useful_s = useful_s
         best: _End | None = None
         for end in self._ends(limits, progress):
             if end.sum_s < self.useful_s and final[end.state]:
@@ -281,7 +327,7 @@ class _Run:
 
     def _ends(self, limits: SolveLimits, progress: Progress) -> Iterator[_End]:
         """Last stages, the best for each option and state; of use only below ``useful_s``."""
-        tables, states = self.tables, self.tables.states
+        tables, states, left = self.tables, self.tables.states, self.left
         for n, code in enumerate(states.code):
             self.table[code, n] = self.starting[n, :, :-1]
             out = tables.crossing.output_set[0, -1]
@@ -298,7 +344,8 @@ class _Run:
                 lasts, nexts = states.lasts[used], states.nexts[used]
                 if not len(lasts) or not len(nexts):
                     continue
-                if not (self.table[used, lasts] < self.useful_s).any():
+                behind = np.maximum(left, self.search.completions([used])[0])
+                if not (self.table[used, lasts] + behind < self.useful_s).any():
                     continue
                 arriving = self._arriving(used, lasts, nexts)
                 progress.priced += arriving.size
@@ -325,6 +372,9 @@ class _Run:
                 loads = tables.extend(
                     0, stacked[:, q], self.reach[n][entry], self.compute[n][entry][None]
                 ).min(axis=1)
+                if self.useful_s < np.inf:
+                    behind = np.maximum(self.search.completions(targets), self.left)
+                    loads = np.where(loads + behind < self.useful_s, loads, np.inf)
                 self.table[targets, n, s] = np.minimum(self.table[targets, n, s], loads)
 
     def _arriving(self, used: int, lasts: Integers, nexts: Integers) -> Floats:
@@ -396,6 +446,15 @@ class _Run:
         start = int(np.argmin(times))
         assert times[start] == value, "the table does not repeat"
         return start
+
+
+def _to_the_end(least: Floats, last: Floats) -> Floats:
+    """Least seconds from each cut to the end: stages take ``least[j, e]``, or ``last[j]`` to it."""
+    found = np.array(last)
+    for cut in range(len(last) - 2, 0, -1):
+        between = least[cut, cut + 1 : len(last)] + found[cut + 1 :]
+        found[cut] = min(float(found[cut]), float(between.min()))
+    return np.asarray(found * (1 - _PROOF))  # sums in another order
 
 
 def _kinds(rows: Floats) -> tuple[Floats, Integers]:
