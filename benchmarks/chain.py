@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 import sys
@@ -20,7 +21,7 @@ from benchmarks.chains import chain_profile, published_chain
 from benchmarks.records import Record, parser, publish
 from planner.cost import CostModel
 from planner.problem import PlanningProblem
-from planner.request import PlanRequest, Split
+from planner.request import Objective, PlanRequest, Split
 from planner.solvers.base import TOLERANCE, SolveLimits, SolverResult, SolveStatus
 from planner.solvers.chain import ChainSolver
 from planner.solvers.exhaustive import ExhaustiveSolver
@@ -43,6 +44,7 @@ def main() -> None:
         timed("chain_96x12_s", chain(96, [1] * 12, same_links=False), 1 if args.quick else 3),
         timed("chain_96x14_s", chain(96, [1] * 14, same_links=False), 1),
     ]
+    records += with_tensor(1 if args.quick else 3)
     if args.instance:
         records += [published(args.instance, count) for count in (1, 2, 4, 8)]
     publish(records, args.json)
@@ -80,9 +82,36 @@ def _agree(one: SolverResult, other: SolverResult) -> bool:
     return (one.bound_s or 0.0) <= other.objective_s * (1 + TOLERANCE)
 
 
-def timed(measure: str, profile: Profile, repeats: int) -> Record:
-    """Median seconds from a profile to a proved optimum, single-device stages, throughput."""
-    request = PlanRequest(batch_size=8, microbatch_size=1, splits=(Split.LAYERS,))
+def with_tensor(repeats: int) -> Records:
+    """The same where every layer can be divided, beside stages on one device, on tight memory."""
+    records: Records = []
+    for name, layers, counts, objective in (
+        ("24x6", 24, [1] * 6, Objective.THROUGHPUT),
+        ("24x6_latency", 24, [1] * 6, Objective.LATENCY),
+        ("48x8", 48, [4, 4], Objective.THROUGHPUT),
+        ("48x8_unlike", 48, [1] * 8, Objective.THROUGHPUT),
+        ("96x12", 96, [1] * 12, Objective.THROUGHPUT),
+    ):
+        profile = chain(layers, counts, same_links=len(counts) == 2, units=16)
+        whole = timed(f"whole_{name}_s", profile, repeats, objective=objective)
+        splits = (Split.LAYERS, Split.TENSOR)
+        sliced = timed(f"tensor_{name}_s", profile, repeats, objective=objective, splits=splits)
+        over = sliced["value"] / whole["value"]
+        sliced["conditions"]["over_whole"] = round(over, 2)
+        records += [whole, sliced]
+    return records
+
+
+def timed(
+    measure: str,
+    profile: Profile,
+    repeats: int,
+    *,
+    objective: Objective = Objective.THROUGHPUT,
+    splits: tuple[Split, ...] = (Split.LAYERS,),
+) -> Record:
+    """Median seconds from a profile to a proved optimum."""
+    request = PlanRequest(objective=objective, batch_size=8, microbatch_size=1, splits=splits)
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -93,6 +122,7 @@ def timed(measure: str, profile: Profile, repeats: int) -> Record:
             limits=SolveLimits(deadline=time.monotonic() + 300),
         )
         seconds.append(time.perf_counter() - start)
+    gap = (result.objective_s or 0.0) / (result.bound_s or math.inf) - 1
     return {
         "measure": measure,
         "value": statistics.median(seconds),
@@ -101,14 +131,21 @@ def timed(measure: str, profile: Profile, repeats: int) -> Record:
             "layers": len(profile.model.layers),
             "devices": len(profile.cluster.device),
             "status": str(result.status),
+            "gap": round(gap, 5),
+            "objective": str(objective),
             "repeats": repeats,
             "worst_s": round(max(seconds), 4),
         },
     }
 
 
-def chain(num_layers: int, counts: list[int], *, same_links: bool, seed: int = 1) -> Profile:
-    """Random layer times on devices of several types, with transfers that occupy them a little."""
+def chain(
+    num_layers: int, counts: list[int], *, same_links: bool, seed: int = 1, units: int = 0
+) -> Profile:
+    """Random layer times on devices of several types, with transfers that occupy them a little.
+
+    Layers of ``units`` are heavy: a third of the model fits a device.
+    """
     rng = random.Random(seed)
     types = [f"type{k}" for k, count in enumerate(counts) for _ in range(count)]
     names = [f"n{i}" for i in range(len(types))]
@@ -145,7 +182,8 @@ def chain(num_layers: int, counts: list[int], *, same_links: bool, seed: int = 1
         types,
         seconds,
         widths=[rng.choice((4096, 16384, 65536)) for _ in range(num_layers + 1)],
-        weights=[2**20] * num_layers,
+        weights=[3 * 2**33 // num_layers if units else 2**20] * num_layers,
+        units=units,
     )
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from planner.request import PlanRequest, Split
 from profiler.cluster import Cluster, DefaultLink, Device, Host, Link
-from profiler.graph import Layer, ModelGraph, Tensor, Weight
+from profiler.graph import Join, Layer, ModelGraph, SlicedWeight, SliceRegion, Tensor, Weight
 from profiler.profile import Conditions, DeviceTimings, Measurement, Profile
 
 
-def chain_profile(
+def chain_profile(  # noqa: PLR0913
     cluster: Cluster,
     types: list[str],
     seconds: dict[str, list[float]],
@@ -22,8 +22,12 @@ def chain_profile(
     widths: list[int],
     weights: list[int],
     items: int = 1,
+    units: int = 0,
 ) -> Profile:
-    """A chain: ``seconds[type][layer]`` for ``items`` items, ``widths`` floats between layers."""
+    """A chain: ``seconds[type][layer]`` for ``items`` items, ``widths`` floats between layers.
+
+    With ``units`` every layer can be divided in so many, and its output is joined as a sum.
+    """
     num_layers = len(weights)
     tensors = [
         Tensor(
@@ -59,6 +63,19 @@ def chain_profile(
         ),
         tensors=tuple(tensors),
         weights=tuple(Weight(name=f"w{i}", num_bytes=w) for i, w in enumerate(weights)),
+        regions=tuple(
+            SliceRegion(
+                name=f"r{i}",
+                axis="heads",
+                units=units,
+                layers=(f"l{i}",),
+                weights=(SlicedWeight(weight=f"w{i}", dim=0),),
+                joins=(Join(tensor=f"t{i + 1}", how="sum"),),
+                divided=0.95,
+                twin=f"region{i}",
+            )
+            for i in range(num_layers if units else 0)
+        ),
     )
     devices = dict(zip(cluster.device, types, strict=True))
     timings = []

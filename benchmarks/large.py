@@ -11,13 +11,22 @@ import random
 from dataclasses import dataclass
 
 from profiler.cluster import Cluster, DefaultLink, Device, Group, Host
-from profiler.graph import Layer, ModelGraph, Tensor, Weight
+from profiler.graph import (
+    Join,
+    Layer,
+    ModelGraph,
+    SlicedWeight,
+    SliceRegion,
+    Tensor,
+    Weight,
+)
 from profiler.profile import Conditions, DeviceTimings, Measurement, Profile
 
 EFFICIENCY = 0.5
 LAUNCH_S = 50e-6
 HOSTS_PER_RACK = 4
 RACKS_PER_SITE = 64
+HEAD_SIZE = 128
 DEVICES_PER_HOST = 8
 
 
@@ -70,8 +79,11 @@ class Shape:
         return 2.0 * self.block_parameters * self.tokens + 2.0 * self.tokens**2 * self.hidden
 
 
-def transformer(shape: Shape) -> ModelGraph:
-    """Embedding, blocks that are all twins, head: a chain."""
+def transformer(shape: Shape, *, sliced: bool = False) -> ModelGraph:
+    """Embedding, blocks that are all twins, head: a chain.
+
+    If ``sliced``, ranks can divide each block by its key and value heads, and both tables by words.
+    """
     names = ["embed", *(f"blocks.{i}" for i in range(shape.num_blocks)), "head"]
     width = ("batch", shape.tokens, shape.hidden)
     tensors = [
@@ -122,6 +134,31 @@ def transformer(shape: Shape) -> ModelGraph:
             )
             for name in names
         ),
+        regions=tuple(_region(shape, layer) for layer in layers) if sliced else (),
+    )
+
+
+def _region(shape: Shape, layer: Layer) -> SliceRegion:
+    """A layer that ranks can divide, with the joins of Megatron-LM: two a block, one a table."""
+    block = layer.name not in ("embed", "head")
+    whole = Join(
+        tensor=f"{layer.name}.part",
+        how="concat" if layer.name == "head" else "sum",
+        dim=1 if layer.name == "head" else None,
+        shape=("batch", shape.vocabulary)
+        if layer.name == "head"
+        else ("batch", shape.tokens, shape.hidden),
+        dtype="bfloat16",
+    )
+    return SliceRegion(
+        name=layer.name,
+        axis="heads" if block else "vocabulary",
+        units=shape.key_value // HEAD_SIZE if block else shape.vocabulary,
+        layers=(layer.name,),
+        weights=tuple(SlicedWeight(weight=name, dim=0) for name in layer.weights),
+        joins=(whole, whole) if block else (whole,),
+        divided=0.98 if block else 1.0,
+        twin=f"region {layer.twin}",
     )
 
 
@@ -184,10 +221,14 @@ def hierarchical_cluster(num_devices: int, num_types: int, *, seed: int = 0) -> 
 
 
 def roofline_profile(
-    shape: Shape, cluster: Cluster, *, batch_sizes: tuple[int, ...] = (1, 2, 4)
+    shape: Shape,
+    cluster: Cluster,
+    *,
+    batch_sizes: tuple[int, ...] = (1, 2, 4),
+    sliced: bool = False,
 ) -> Profile:
     """Each kind of layer on each type of device, by the slower of computing and reading weights."""
-    graph = transformer(shape)
+    graph = transformer(shape, sliced=sliced)
     by_type: dict[str, list[str]] = {}
     for name, device in cluster.device.items():
         by_type.setdefault(device.type, []).append(name)

@@ -24,6 +24,7 @@ from benchmarks.plot import Line, Panel, draw
 from benchmarks.records import Record, parser, publish, record
 from planner import PlanRequest, plan
 from planner.bounds import period_bound_s
+from planner.check import check_plan
 from planner.figures import Figures
 from planner.pools import find_pools
 from planner.problem import PlanningProblem
@@ -61,7 +62,7 @@ def main() -> None:
     asked = parser(__doc__)
     asked.add_argument("--svg", type=Path, help="draw how time grows")
     args = asked.parse_args()
-    records = largest()
+    records = [*largest(), *divided()]
     layers = (126, 252) if args.quick else (12, 32, 64, 126, 252, 504, 1000)
     counts = (1000, 10_000) if args.quick else (100, 316, 1000, 3162, 10_000, 31_620)
     by_layer = {n: search(n, DEVICES) for n in layers}
@@ -119,6 +120,27 @@ def largest() -> list[Record]:
             rules_s=round(checking, 2),
             **sizes,
         ),
+    ]
+
+
+def divided() -> list[Record]:
+    """A plan for as many devices that may also divide blocks inside hosts."""
+    shape = Shape()
+    profile = roofline_profile(shape, hierarchical_cluster(DEVICES, TYPES), sliced=True)
+    request = PlanRequest(batch_size=ITEMS, microbatch_size=1)
+    begun = time.perf_counter()
+    made = plan(profile, request)
+    taken = time.perf_counter() - begun
+    stages = [stage for pipeline in made.spec.pipelines for stage in pipeline.stages]
+    about = {
+        "devices": len(profile.cluster.device),
+        "stages": len(stages),
+        "divided_stages": sum(stage.split == "tensor" for stage in stages),
+        "findings": len(check_plan(made, profile)),
+    }
+    return [
+        record("devices_10000_tensor_s", taken, "s", **about),
+        record("devices_10000_tensor_gap", made.search.gap, "", **about),
     ]
 
 

@@ -8,13 +8,15 @@ pauses count in their true proportion, single accidents do not.
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from executor.schedule import Message, Schedule
-from profiler.evidence import Exchange, RankEvidence
+from profiler.evidence import Exchange, RankEvidence, SliceEvidence
 from profiler.expressions import BATCH
+from profiler.graph import SliceRegion
 from profiler.profile import PRELUDE
 
 BLOCK_S = 0.1
@@ -106,12 +108,15 @@ def rank_evidence(
     role = schedule.role(rank)
     assert role is not None
     here = set(role.layers)
+    units = _own_units(schedule, rank)
+    divided = {name for region in units for name in region.layers}
     twins: dict[str, int] = {}
     for layer in schedule.graph.layers:
-        if layer.name in here:
+        if layer.name in here and layer.uses_prelude:
+            twins[PRELUDE] = 1
+        if layer.name in here - divided:
             twins[layer.twin] = twins.get(layer.twin, 0) + 1
-            if layer.uses_prelude:
-                twins[PRELUDE] = 1
+    slices = Counter((region.twin, own) for region, own in units.items())
     receives, sends = _exchanges(schedule, rank, step_items, symbols)
     return RankEvidence(
         rank=rank,
@@ -120,14 +125,27 @@ def rank_evidence(
         twins=twins,
         items=figures.items,
         pieces=figures.pieces,
-        busy_s=figures.busy_s,
+        busy_s=figures.busy_s - figures.join_s,
         compute_s=figures.compute_s,
         dispatch_s=figures.dispatch_s,
         send_s=figures.send_s,
         spread=figures.spread,
+        slices=tuple(
+            SliceEvidence(region=twin, units=own, count=count)
+            for (twin, own), count in slices.items()
+        ),
+        joined_s=figures.join_s,
         receives=receives,
         sends=sends,
     )
+
+
+def _own_units(schedule: Schedule, rank: int) -> dict[SliceRegion, int]:
+    """The regions that the rank's stage divides, with the rank's units."""
+    stage = schedule.stages[schedule.stage_of[rank]]
+    region = {one.name: one for one in schedule.graph.regions}
+    at = stage.ranks.index(rank)
+    return {region[one.region]: one.units[at] for one in stage.slices}
 
 
 def _exchanges(

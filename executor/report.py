@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import Field
@@ -197,9 +196,6 @@ def make_report(
     links = link_times([one["transfers"] for one in ran], offsets)
     evidence = _evidence(schedule, figures, links, root["symbols"], num_items)
     seen = {one.rank: one for one in evidence.ranks}
-    evidence = evidence.model_copy(
-        update={"ranks": tuple(one for one in evidence.ranks if not _divides(schedule, one.rank))}
-    )
     return RunReport(
         plan_id=plan.plan_id,
         num_items=num_items,
@@ -230,12 +226,6 @@ def make_report(
             "machine": platform.node(),
         },
     )
-
-
-def _divides(schedule: Schedule, rank: int) -> bool:
-    """Whether a rank computes slices: what that takes says nothing about whole layers."""
-    where = schedule.stage_of.get(rank)
-    return where is not None and schedule.stages[where].split == "tensor"
 
 
 def _repeats(steps: int, schedule: Schedule, num_items: int) -> int:
@@ -373,7 +363,7 @@ def _evidence(
             rank_evidence(
                 schedule,
                 rank,
-                replace(one, busy_s=one.busy_s - one.join_s),
+                one,
                 step_items=min(num_items, schedule.batch_size),
                 symbols=symbols,
             )

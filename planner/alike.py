@@ -74,8 +74,13 @@ class LikeDevices:
         """Equal for equal measurements."""
         if id(timings) not in self._position:
             for at, other in enumerate(self._measured):
-                same = (timings.layers, timings.dispatch_s, timings.heap, timings.hypothetical)
-                if same == (other.layers, other.dispatch_s, other.heap, other.hypothetical):
+                same = (timings.layers, timings.dispatch_s, timings.heap, timings.slices)
+                if timings.hypothetical == other.hypothetical and same == (
+                    other.layers,
+                    other.dispatch_s,
+                    other.heap,
+                    other.slices,
+                ):
                     self._position[id(timings)] = at
                     break
             else:

@@ -12,9 +12,16 @@ from planner.problem import PlanningProblem
 from profiler import lookup
 from profiler.profile import PRELUDE, Measurement
 
+Joins = tuple[tuple[str, int], ...]
+"""How each join of a region puts results together, and the bytes of the whole."""
+
 
 class Figures:
-    """Seconds and bytes for ``problem``, each computed once."""
+    """Seconds and bytes for ``problem``, each computed once.
+
+    ``arriving`` is where ``planner.memory`` remembers what a rank (the last of the key) receives
+    in joins among ranks with these units.
+    """
 
     def __init__(self, problem: PlanningProblem) -> None:
         self.problem = problem
@@ -32,6 +39,9 @@ class Figures:
         self._mapped: dict[tuple[str, str, int], int] = {}
         self._sizes: dict[tuple[str, int], int] = {}
         self._regions: dict[tuple[int, str, int], float] = {}
+        self._divided: dict[tuple[str, str, int], float] = {}
+        self._joins: dict[tuple[int, int], Joins] = {}
+        self.arriving: dict[tuple[Joins, tuple[int, ...], int], tuple[int, ...]] = {}
 
     def time_s(self, layer: int, device: str, items: int) -> float:
         """Seconds of one layer."""
@@ -68,10 +78,18 @@ class Figures:
 
         The only place that says how long a slice takes.
         """
-        found = self.problem.graph.regions[region]
-        divided = self.problem.profile.timings_of[device].divided(found, items)
-        fraction = (1 - divided) + divided * units / found.units
+        fraction = self.slice_part(region, device, items, units)
         return self.region_s(region, device, items) * fraction
+
+    def slice_part(self, region: int, device: str, items: int, units: int) -> float:
+        """The part of a region's time that ``units`` of its units take."""
+        found = self.problem.graph.regions[region]
+        key = (found.twin, self._owner[device], items)
+        if key not in self._divided:
+            timings = self.problem.profile.timings_of[device]
+            self._divided[key] = timings.divided(found, items)
+        divided = self._divided[key]
+        return (1 - divided) + divided * units / found.units
 
     def peak_bytes(self, layer: int, device: str, items: int) -> int:
         """Bytes one layer allocates beyond its inputs and weights."""
@@ -100,6 +118,16 @@ class Figures:
             graph = self.problem.graph
             self._sizes[key] = graph.tensor[name].num_bytes(graph.symbols_at(items))
         return self._sizes[key]
+
+    def joins(self, region: int, items: int) -> Joins:
+        """The joins of a region."""
+        key = (region, items)
+        if key not in self._joins:
+            graph = self.problem.graph
+            self._joins[key] = tuple(
+                (join.how, graph.join_bytes(join, items)) for join in graph.regions[region].joins
+            )
+        return self._joins[key]
 
     def message_s(self, source: str, target: str, num_bytes: float) -> float:
         """Seconds of one message; between a device and itself, none."""

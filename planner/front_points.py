@@ -63,3 +63,39 @@ class Front:
     def complete(self) -> bool:
         """Whether everything was looked at and proved."""
         return not self.open_regions and all(point.proved for point in self.points)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A plan on up to ``most`` devices, and the search for its period."""
+
+    most: int
+    chosen: Chosen
+    search: Search
+
+    @property
+    def period_s(self) -> float:
+        """Time between batches."""
+        return self.chosen.price.period_s
+
+    @property
+    def latency_s(self) -> float:
+        """Time of one batch."""
+        return self.chosen.price.latency_s
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Two neighbours on up to so many devices, and the least latency that is open between them."""
+
+    quick: Found
+    busy: Found
+    above_s: float
+    middle: bool = True
+
+    @property
+    def size(self) -> float:
+        """How much may lie between: the product of the logarithms of both ratios."""
+        period = self.quick.period_s / max(self.busy.period_s, 1e-300)
+        latency = self.busy.latency_s / max(self.above_s, 1e-300)
+        return math.log(max(period, 1.0)) * math.log(max(latency, 1.0))

@@ -41,8 +41,8 @@ class ParetoFront(Document):
     """The front of latency, throughput and number of devices for one request.
 
     ``complete``: every plan that nothing dominates, in latency to ``step``, is as good as one of
-    ``points``. Else there may be more between them: ``open_regions`` pairs of neighbours were not
-    looked between.
+    ``points``. Else there may be more: ``open_regions`` parts of the front (between two neighbours,
+    beyond an end, for a number of devices) were not searched to the end.
     """
 
     kind: Literal["ParetoFront"] = "ParetoFront"

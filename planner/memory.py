@@ -67,7 +67,16 @@ def stage_rank_memory(figures: Figures, holding: Holding) -> RankMemory:
 def shard_bytes(
     problem: PlanningProblem, layers: Iterable[int], slices: Slicing, rank: int
 ) -> Iterator[tuple[int, int]]:
-    """Whole and own bytes of each weight of which a rank holds a shard only.
+    """Whole and own bytes of each weight of which a rank holds a shard only."""
+    by_region = {x.region: x for x in slices}
+    for region, whole in sliced_weights(problem, layers, slices):
+        yield whole, shard_of(whole, by_region[region], rank)
+
+
+def sliced_weights(
+    problem: PlanningProblem, layers: Iterable[int], slices: Slicing
+) -> Iterator[tuple[int, int]]:
+    """Region and bytes of each weight that ranks with these slices hold shards of.
 
     A weight that another layer of the stage reads too (a tied one) is held whole.
     """
@@ -84,8 +93,7 @@ def shard_bytes(
     for x in slices:
         for sliced in graph.regions[x.region].weights:
             if sliced.weight not in kept and holders.get(sliced.weight) == {x.region}:
-                whole = graph.weight[sliced.weight].num_bytes
-                yield whole, shard_of(whole, x, rank)
+                yield x.region, graph.weight[sliced.weight].num_bytes
 
 
 def shard_of(num_bytes: int, slices: RegionUnits, rank: int) -> int:
@@ -215,19 +223,28 @@ def join_bytes(figures: Figures, holding: Holding) -> int:
     """What a rank takes for the parts that its peers send it, at the join that needs most."""
     permille = figures.heap_permille(holding.device, holding.items)
     most = dict.fromkeys(Part, 0)
-    for x in holding.slices:
-        for part, num_bytes in arriving_parts(figures, x, holding.rank, holding.items).items():
+    for parts in {_most_arriving(figures, x, holding.rank, holding.items) for x in holding.slices}:
+        for part, num_bytes in zip(Part, parts, strict=True):
             most[part] = max(most[part], num_bytes)
     return on_heap(most[Part.HEAP], permille) + most[Part.MAPPED]
 
 
-def arriving_parts(figures: Figures, slices: RegionUnits, rank: int, items: int) -> dict[Part, int]:
-    """The most bytes that a rank receives at once in a join of a region, by where they lie."""
-    most = dict.fromkeys(Part, 0)
-    for join in figures.problem.graph.regions[slices.region].joins:
-        size = figures.problem.graph.join_bytes(join, items)
-        pieces = join_pieces(join.how, size, slices.units, rank)
-        for part in Part:
-            here = [n for n in pieces if (n >= MAPPED_BYTES) == (part is Part.MAPPED)]
-            most[part] = max(most[part], sum(here))
-    return most
+def arriving_bytes(figures: Figures, slices: RegionUnits, rank: int, items: int, part: Part) -> int:
+    """The most bytes that a rank receives at once, into ``part``, in a join of a region."""
+    most = _most_arriving(figures, slices, rank, items)
+    return dict(zip(Part, most, strict=True))[part]
+
+
+def _most_arriving(figures: Figures, slices: RegionUnits, rank: int, items: int) -> tuple[int, ...]:
+    """The most bytes that arrive at once in one of a region's joins, by ``Part``."""
+    joins = figures.joins(slices.region, items)
+    key = joins, slices.units, rank
+    if key not in figures.arriving:
+        most = [0] * len(Part)
+        for how, size in joins:
+            pieces = join_pieces(how, size, slices.units, rank)
+            for at, part in enumerate(Part):
+                here = sum(n for n in pieces if (n >= MAPPED_BYTES) == (part is Part.MAPPED))
+                most[at] = max(most[at], here)
+        figures.arriving[key] = tuple(most)
+    return figures.arriving[key]

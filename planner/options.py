@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import accumulate
 from math import prod
 
 from planner.figures import Figures
 from planner.problem import PlanningProblem
+from planner.room import ModelRoom
 from planner.slices import Slicing, slices_within
 from planner.slicings import MAX_SLICINGS, MAX_WIDTH, find_slicings
 from planner.solvers.base import StageAssignment
@@ -100,15 +101,10 @@ def find_options(
     sizes = [len(members) for members in problem.classes]
     everything = sum(sizes)
     largest = _largest_group(problem, sizes, max_work)
-    groups = sorted(
-        (
-            group
-            for group in product(*(range(n + 1) for n in sizes))
-            if 2 <= sum(group) <= largest or (sum(group) == everything > 1)
-        ),
-        key=lambda group: (sum(group), [-n for n in group]),
-    )
-    table = _Runs(problem, figures)
+    groups = [group for size in range(2, largest + 1) for group in _groups_of(size, sizes)]
+    if largest < everything > 1:
+        groups.append(tuple(sizes))
+    table, room = _Runs(problem, figures), ModelRoom(figures)
     options = list(singles)
     for group in groups:
         classes = [c for c, n in enumerate(group) for _ in range(n)]
@@ -121,7 +117,7 @@ def find_options(
             (devices,) = place(problem, [whole])
             options += [
                 replace(whole, slicing=slicing)
-                for slicing in find_slicings(problem, figures, devices)
+                for slicing in find_slicings(problem, figures, devices, room)
             ]
     return OptionSet(options=tuple(options), largest_group=largest, limited=largest < everything)
 
@@ -166,7 +162,11 @@ def _largest_group(problem: PlanningProblem, sizes: Sequence[int], max_work: flo
     """The largest group size whose options can all be searched together."""
     states = prod(n + 1 for n in sizes)
     ways = MAX_SHARES * problem.batch_splits + MAX_SLICINGS * problem.tensor_splits
-    by_size = Counter(sum(group) for group in product(*(range(n + 1) for n in sizes)))
+    # Groups by size: coefficients of the product of 1 + x + ... + x^n over the classes.
+    by_size = [1]
+    for n in sizes:
+        total = [0, *accumulate([*by_size, *[0] * n])]
+        by_size = [b - a for a, b in zip([*[0] * n, *total], total[1:], strict=False)]
     count, largest = 0, 1
     for size in range(1, sum(sizes) + 1):
         count += by_size[size]
@@ -174,6 +174,21 @@ def _largest_group(problem: PlanningProblem, sizes: Sequence[int], max_work: flo
             break
         largest = size
     return largest
+
+
+def _groups_of(size: int, sizes: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """Device counts by class that add up to ``size``, more of the earlier classes first.
+
+    >>> list(_groups_of(2, [1, 2]))
+    [(1, 1), (0, 2)]
+    """
+    if not sizes:
+        if size == 0:
+            yield ()
+        return
+    for n in range(min(size, sizes[0]), max(0, size - sum(sizes[1:])) - 1, -1):
+        for rest in _groups_of(size - n, sizes[1:]):
+            yield (n, *rest)
 
 
 class _Runs:

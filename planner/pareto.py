@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from planner.alternatives import Chosen
 from planner.cost import CostModel
 from planner.front_facts import Facts
-from planner.front_points import Front, Point
+from planner.front_points import Found, Front, Point, Region
 from planner.request import Objective, PlanRequest, Split
 from planner.search import Search
 from planner.solvers.base import TOLERANCE
@@ -58,40 +58,6 @@ LEAST_S = 0.2
 """Seconds that every search gets."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """A plan on up to ``most`` devices, and the search for its period."""
-
-    most: int
-    chosen: Chosen
-    search: Search
-
-    @property
-    def period_s(self) -> float:
-        return self.chosen.price.period_s
-
-    @property
-    def latency_s(self) -> float:
-        return self.chosen.price.latency_s
-
-
-@dataclass(frozen=True, slots=True)
-class _Region:
-    """Two neighbours on up to so many devices, and the least latency that is open between them."""
-
-    quick: _Found
-    busy: _Found
-    above_s: float
-    middle: bool = True
-
-    @property
-    def size(self) -> float:
-        """How much may lie between: the product of the logarithms of both ratios."""
-        period = self.quick.period_s / max(self.busy.period_s, 1e-300)
-        latency = self.busy.latency_s / max(self.above_s, 1e-300)
-        return math.log(max(period, 1.0)) * math.log(max(latency, 1.0))
-
-
 def find_front(
     profile: Profile,
     request: PlanRequest,
@@ -120,7 +86,7 @@ class _Search:
     max_points: int
     report: Callable[[str], None]
     facts: Facts = field(default_factory=Facts)
-    found: list[_Found] = field(default_factory=list)
+    found: list[Found] = field(default_factory=list)
     costs: dict[int, CostModel] = field(default_factory=dict)
     simple: dict[int, CostModel] = field(default_factory=dict)  # without splits inside a stage
     searches: int = 0
@@ -141,21 +107,25 @@ class _Search:
             )
         most = min(len(machines.device), self.request.max_devices or len(machines.device))
         numbers = _numbers(most)
+        self.unsure += most - len(numbers)
         # What is proved of all devices holds for fewer: they get time of their own, first.
         self.deadline = begun + FIRST * limit_s
-        regions = self._ends(numbers[-1])
+        self._ends(numbers[-1])
         for left, n in zip(range(len(numbers), 1, -1), numbers[:-1], strict=False):
             now = time.monotonic()
             self.deadline = now + max(LEAST_S, (begun + ENDS * limit_s - now) / left)
-            regions += self._ends(n)
+            self._ends(n)
         self._prove(begun + PROOFS * limit_s)
+        regions = [region for n in numbers for region in self._regions(n)]
         self.deadline = begun + BETWEEN * limit_s
         while regions and time.monotonic() < self.deadline:
             if len(self._undominated()) >= self.max_points:
                 break
             regions.sort(key=lambda region: region.size)
             regions += self._between(regions.pop())
+        known = len(self.found)
         self._prove(begun + limit_s)
+        self.unsure += len(self.found) > known  # what lies beside a new point was not looked at
         return Front(
             points=tuple(self._points()),
             last=self.last,
@@ -167,20 +137,20 @@ class _Search:
 
     # --- searches --------------------------------------------------------------------------
 
-    def _least_period(self, n: int, latency_s: float) -> _Found | None:
+    def _least_period(self, n: int, latency_s: float) -> Found | None:
         """The shortest period on up to ``n`` devices within a latency."""
         search, bound_s = self._solve(Objective.THROUGHPUT, n, latency_s, share=2)
         self.facts.note_period(devices=n, latency_s=latency_s, bound_s=bound_s)
-        return None if search.best is None else _Found(n, search.best, search)
+        return None if search.best is None else Found(n, search.best, search)
 
-    def _least_latency(self, found: _Found) -> _Found:
+    def _least_latency(self, found: Found) -> Found:
         """The same or a better plan of its period: the least latency that it can have."""
         n, period_s = found.most, found.period_s
         search, bound_s = self._solve(Objective.LATENCY, n, period_s, share=2)
         self.facts.note_latency(devices=n, period_s=period_s, bound_s=bound_s)
         best = search.best
         if best is not None and best.price.latency_s < found.latency_s * (1 - TOLERANCE):
-            return _Found(n, best, found.search)
+            return Found(n, best, found.search)
         return found
 
     def _solve(
@@ -253,16 +223,16 @@ class _Search:
 
     # --- the front -------------------------------------------------------------------------
 
-    def _ends(self, n: int) -> list[_Region]:
-        """The ends of the front on up to ``n`` devices, and what is open between them."""
+    def _ends(self, n: int) -> None:
+        """The ends of the front on up to ``n`` devices."""
         search, bound_s = self._solve(Objective.LATENCY, n, math.inf, share=3)
         self.facts.note_latency(devices=n, period_s=math.inf, bound_s=bound_s)
         if search.best is None:
             self.report(
                 f"{_devices(n)}: {'nothing fits' if search.infeasible else 'nothing found'}"
             )
-            return []
-        self.found.append(_Found(n, search.best, search))
+            return
+        self.found.append(Found(n, search.best, search))
         quick = self._least_period(n, search.best.price.latency_s)
         quick = self._noted(quick or self.found[-1])
         busy = self._least_period(n, math.inf)
@@ -271,24 +241,39 @@ class _Search:
             f"{_devices(n)}: latency from {quick.latency_s * 1e3:.4g} ms, "
             f"period from {busy.period_s * 1e3:.4g} ms"
         )
-        return self._region(quick, busy, quick.latency_s)
 
-    def _noted(self, found: _Found) -> _Found:
+    def _regions(self, n: int) -> list[Region]:
+        """What is open between the ends on up to ``n`` devices, as far as these are known."""
+        within = [found for found in self.found if len(found.chosen.price.ranks) <= n]
+        least_s = self.facts.least_latency_s(devices=n, period_s=math.inf)
+        if not within:
+            self.unsure += least_s < math.inf
+            return []
+        quick = min(within, key=lambda x: (x.latency_s, x.period_s))
+        busy = min(within, key=lambda x: (x.period_s, x.latency_s))
+        shortest_s = self.facts.least_period_s(devices=n, latency_s=math.inf)
+        if least_s < quick.latency_s * (1 - TOLERANCE) or shortest_s < busy.period_s * (
+            1 - TOLERANCE
+        ):
+            self.unsure += 1  # beyond the ends there may be more
+        return self._region(replace(quick, most=n), replace(busy, most=n), quick.latency_s)
+
+    def _noted(self, found: Found) -> Found:
         self.found.append(found)
         return found
 
     def _region(
-        self, quick: _Found, busy: _Found, above_s: float, *, middle: bool = True
-    ) -> list[_Region]:
+        self, quick: Found, busy: Found, above_s: float, *, middle: bool = True
+    ) -> list[Region]:
         """What is open between two neighbours, if anything is."""
         if (
             busy.period_s >= quick.period_s * (1 - TOLERANCE)
             or busy.latency_s * (1 - STEP) <= above_s
         ):
             return []
-        return [_Region(quick, busy, above_s, middle)]
+        return [Region(quick, busy, above_s, middle)]
 
-    def _between(self, region: _Region) -> list[_Region]:
+    def _between(self, region: Region) -> list[Region]:
         """Look for a point between two neighbours; what is open then."""
         quick, busy = region.quick, region.busy
         below_s = busy.latency_s * (1 - STEP)
@@ -322,7 +307,7 @@ class _Search:
             if not open_ones:
                 return
 
-    def _ask(self, found: _Found) -> None:
+    def _ask(self, found: Found) -> None:
         """Look for better plans than ``found``, in each of its figures that is not proved."""
         devices = len(found.chosen.price.ranks)
         if not self._fewest(found):
@@ -341,16 +326,16 @@ class _Search:
             if better.latency_s < found.latency_s * (1 - TOLERANCE):
                 self._noted(better)
 
-    def _fewest(self, found: _Found) -> bool:
+    def _fewest(self, found: Found) -> bool:
         return self.facts.excludes(
             devices=len(found.chosen.price.ranks) - 1,
             period_s=found.period_s,
             latency_s=found.latency_s,
         )
 
-    def _undominated(self) -> list[_Found]:
+    def _undominated(self) -> list[Found]:
         """Plans that no other known one dominates, by devices and latency."""
-        kept: list[_Found] = []
+        kept: list[Found] = []
         for found in sorted(
             self.found,
             key=lambda x: (len(x.chosen.price.ranks), x.latency_s, x.period_s),
@@ -366,7 +351,7 @@ class _Search:
     def _points(self) -> list[Point]:
         return [self._point(found) for found in self._undominated()]
 
-    def _point(self, found: _Found) -> Point:
+    def _point(self, found: Found) -> Point:
         """A plan with what is proved of it."""
         devices = len(found.chosen.price.ranks)
         period_s = self.facts.least_period_s(devices=devices, latency_s=found.latency_s)
@@ -381,7 +366,7 @@ class _Search:
         )
 
 
-def _as_good(one: _Found, other: _Found) -> bool:
+def _as_good(one: Found, other: Found) -> bool:
     """Whether ``one`` is at least as good as ``other`` in everything."""
     return (
         len(one.chosen.price.ranks) <= len(other.chosen.price.ranks)

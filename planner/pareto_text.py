@@ -67,7 +67,7 @@ def summary(front: ParetoFront) -> Iterator[str]:
         yield "of the others: a plan may be better in a time by its gap, or need fewer devices"
     if front.open_regions:
         yield (
-            f"{count(front.open_regions, 'pair')} of neighbours not looked between: "
+            f"{count(front.open_regions, 'part')} of the front not searched to the end: "
             "a longer --time-limit finds more"
         )
     elif front.complete:

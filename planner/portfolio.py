@@ -198,13 +198,11 @@ def _joined(
 
 
 def _same_space(problem: PlanningProblem, cost: CostModel) -> bool:
-    """Whether both solvers search the same plans: no tensor skips a layer, no group left out, none
-    that splits by tensor."""
+    """Whether both solvers search the same plans: no tensor skips a layer, no group left out."""
     graph = problem.graph
     for tensor in graph.tensors:
         if tensor.producer is not None:
             written = graph.layer_index[tensor.producer]
             if max(graph.readers[tensor.name], default=written) > written + 1:
                 return False
-    slots = Slots(problem, cost.figures)
-    return not slots.left_out and not slots.without_tensor
+    return not Slots(problem, cost.figures).left_out

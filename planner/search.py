@@ -20,6 +20,7 @@ from planner.portfolio import solve
 from planner.problem import PlanningProblem
 from planner.request import PlanRequest
 from planner.rules import RuleOutcome, apply_rules
+from planner.solvers import load_solver
 from planner.solvers.base import TOLERANCE, SolveLimits, SolverResult, SolveStatus
 from planner.targets import KEPT, Targets
 from profiler.cluster import Cluster
@@ -93,12 +94,17 @@ class Search:
         self.evidence_deadline = time.monotonic() + EVIDENCE_FRACTION * limit
 
     def resolve(self, problem: PlanningProblem) -> SolverResult:
-        """A variant of the chosen problem, in a part of the time that is left."""
-        now = time.monotonic()
+        """A variant of the chosen problem, in a part of the time that is left.
+
+        By the solver that was asked for, if it takes the variant.
+        """
+        now, name = time.monotonic(), self.request.solver
+        if name is not None and load_solver(name).rejects(problem) is not None:
+            name = None
         return solve(
             problem,
             cost=CostModel(problem),
-            name=self.request.solver,
+            name=name,
             limits=SolveLimits(
                 deadline=now + max(0.2, (self.evidence_deadline - now) / 3),
                 workers=self.request.limits.workers,

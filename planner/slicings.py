@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from planner.figures import Figures
-from planner.memory import Holding, shard_bytes, stage_rank_memory
-from planner.planfile import RankMemory
 from planner.problem import PlanningProblem
+from planner.room import ModelRoom
 from planner.slices import RegionUnits, Slicing, joins_s, slice_times
 
 MAX_SLICINGS = 3
@@ -28,9 +27,16 @@ MAX_STEPS = 256
 
 
 def find_slicings(
-    problem: PlanningProblem, figures: Figures, devices: Sequence[str]
+    problem: PlanningProblem,
+    figures: Figures,
+    devices: Sequence[str],
+    room: ModelRoom | None = None,
 ) -> list[Slicing]:
-    """Different ways for ranks on these devices, in this order; none has a rank without a unit."""
+    """Different ways for ranks on these devices, in this order; none has a rank without a unit.
+
+    Who asks for many groups gives ``room``, so that it need not be summed up for each.
+    """
+    room = room or ModelRoom(figures)
     by_speed = slicing_by_speed(problem, figures, devices)
     if not by_speed:
         return []
@@ -40,9 +46,13 @@ def find_slicings(
         if twin not in saves:
             saves[twin] = _saves_time(figures, x, devices)
     worth = tuple(x for x in by_speed if saves[problem.graph.regions[x.region].twin])
-    if all(_has_room(figures, d, r, x) for r, d in enumerate(devices) for x in ((), by_speed)):
+    if all(
+        room.spare_bytes(device, rank, slices) >= 0
+        for slices in ((), by_speed)
+        for rank, device in enumerate(devices)
+    ):
         return [worth] if worth else []
-    fitting = tuple(_as_far_as_fits(problem, figures, devices, by_speed))
+    fitting = tuple(_as_far_as_fits(problem, figures, devices, by_speed, room))
     return [slicing for slicing in dict.fromkeys((by_speed, worth, fitting)) if slicing]
 
 
@@ -120,45 +130,18 @@ def _saves_time(figures: Figures, slices: RegionUnits, devices: Sequence[str]) -
 
 
 def _as_far_as_fits(
-    problem: PlanningProblem, figures: Figures, devices: Sequence[str], by_speed: Slicing
+    problem: PlanningProblem,
+    figures: Figures,
+    devices: Sequence[str],
+    by_speed: Slicing,
+    room: ModelRoom,
 ) -> Iterator[RegionUnits]:
     """Slices with which each rank has room for its part of the whole model."""
     most, short = [], False
     for rank, device in enumerate(devices):
-        memory = _whole_model(figures, device, rank, by_speed)
-        held = list(shard_bytes(problem, range(problem.num_layers), by_speed, rank))
-        full = sum(whole for whole, _ in held)
-        room = memory.capacity_bytes - memory.total_bytes
-        short |= room < 0
-        taken = sum(shard for _, shard in held)
-        most.append(min(1.0, max(0.0, (taken + room) / full)) if full else 1.0)
+        full, taken = room.shard_bytes(by_speed, rank)
+        spare = room.spare_bytes(device, rank, by_speed)
+        short |= spare < 0
+        most.append(min(1.0, max(0.0, (taken + spare) / full)) if full else 1.0)
     if short:
         yield from _by_speed(problem, figures, devices, most)
-
-
-def _has_room(figures: Figures, device: str, rank: int, slices: Slicing) -> bool:
-    """Whether a device could hold its part of the whole model, all of it without ``slices``."""
-    memory = _whole_model(figures, device, rank, slices)
-    return memory.total_bytes <= memory.capacity_bytes
-
-
-def _whole_model(figures: Figures, device: str, rank: int, slices: Slicing) -> RankMemory:
-    problem = figures.problem
-    root = device == problem.cluster.root
-    inputs, outputs = frozenset(problem.graph.inputs), frozenset(problem.graph.outputs)
-    sends = outputs if rank == 0 and not root else frozenset[str]()
-    return stage_rank_memory(
-        figures,
-        Holding(
-            layers=range(problem.num_layers),
-            device=device,
-            items=problem.microbatch,
-            whole_batch=False,
-            received=inputs,
-            leaving=outputs,
-            incoming=frozenset() if root else inputs,
-            outgoing=sends,
-            slices=slices,
-            rank=rank,
-        ),
-    )

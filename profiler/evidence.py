@@ -21,13 +21,23 @@ class Exchange(Record):
     count: int = Field(default=1, ge=1)
 
 
+class SliceEvidence(Record):
+    """``units`` of a region of this twin that a rank computed, ``count`` times with each piece."""
+
+    region: str
+    units: int = Field(ge=1)
+    count: int = Field(default=1, ge=1)
+
+
 class RankEvidence(Record):
     """How long one rank took for a piece of ``items`` items, typically, over ``pieces`` of them.
 
-    ``twins`` counts the layers of its stage by what they are twins of (with ``(prelude)`` if the
-    stage repeats it). ``busy_s`` is all but waiting, ``compute_s`` of it running the stage's
-    module; of the processor's time, ``send_s`` is handing results to the transport, ``dispatch_s``
-    everything else. ``receives`` and ``sends`` are the messages that come and go with each piece.
+    ``twins`` counts the layers that it computes in full by what they are twins of (with
+    ``(prelude)`` if the stage repeats it); ``slices`` are what it computes of other layers.
+    ``busy_s`` is all but waiting and joining, ``compute_s`` of it running the stage's module; of
+    the processor's time, ``send_s`` is handing results to the transport, ``dispatch_s`` everything
+    else. ``joined_s`` went into joins, waiting for slower ranks of the stage included. ``receives``
+    and ``sends`` are the messages that come and go with each piece.
     """
 
     rank: int = Field(ge=0)
@@ -41,6 +51,8 @@ class RankEvidence(Record):
     dispatch_s: Estimated = Field(ge=0)
     send_s: Estimated = Field(ge=0)
     spread: Estimated = Field(ge=0)
+    slices: tuple[SliceEvidence, ...] = ()
+    joined_s: Estimated = Field(default=0.0, ge=0)
     receives: tuple[Exchange, ...] = ()
     sends: tuple[Exchange, ...] = ()
 

@@ -34,9 +34,10 @@ class Refitted:
 def refit(profile: Profile, reports: Sequence[Report]) -> Profile:
     """``profile`` corrected by what ``reports`` measured.
 
-    Times of layers on the devices that ran them, the time of dispatching and the links between
-    them are scaled to what was measured; ``conditions.refits`` names the reports. A report that is
-    there already is not folded back again, and a run that agrees changes nothing.
+    Times of layers on the devices that ran them, what slicing saves there, the time of dispatching
+    and the links between them are scaled to what was measured; ``conditions.refits`` names the
+    reports. A report that is there already is not folded back again, and a run that agrees changes
+    nothing.
 
     Raises:
         StalePlanError: a report is of another model, or of devices that the profile does not know.
@@ -64,7 +65,10 @@ def fold_back(profile: Profile, reports: Sequence[Report]) -> Refitted:
         return Refitted(profile=profile, changes=(), ignored=tuple(again))
     linked = refit_links(profile.cluster, [link for run in new.values() for link in run.links])
     timed = refit_times(
-        profile.timings, [rank for run in new.values() for rank in run.ranks], linked.cluster
+        profile.timings,
+        [rank for run in new.values() for rank in run.ranks],
+        linked.cluster,
+        profile.model,
     )
     ignored = tuple(dict.fromkeys((*again, *timed.ignored, *linked.ignored)))
     if not timed.used and not linked.used:

@@ -44,7 +44,7 @@ MAX_TRIALS = 200
 ENDLESS_S = 1e300
 """A period that any plan keeps: finite, to tell it from what cannot be."""
 
-KEPT_BY = (1 + KEPT) * (1 + 1e-12)
+KEPT_BY = (1 + KEPT) * (1 + 1e-11)
 """Times a limit: what a programme leaves in, so that no allowed plan is lost to rounding."""
 
 _PROOF = 1e-12  # a plan better by less than this fraction is not better: rounding
@@ -179,7 +179,7 @@ class _Within:
             self.search.run(found, quick, least, batch_s=trial)
         finally:
             progress.priced += least.priced
-        if least.bound_s > self.latency_s:
+        if least.bound_s >= self.latency_s * (1 - 2 * _PROOF):
             return None
         return found.period_s
 

@@ -9,7 +9,7 @@ With ``k`` microbatches it is at least (on a line without whole-batch stages and
 exactly) the sum of all durations plus ``(k - 1) * max busy``. Let ``g(T)`` be the least sum with
 no server busier than ``T``: the same programme with the busier ones left out. As ``g`` falls with
 ``T``, no plan whose busiest server lies in ``(t1, t2]`` is below ``g(t2) + (k - 1) * t1``;
-intervals are split until nothing better is left.
+intervals are split until nothing better is left; what is known by then cuts the programme short.
 
 With a limit on the time between batches the stages and wires that exceed it are left out too.
 """
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import heapq
 
+from planner.solvers.arrays import Floats
 from planner.solvers.base import SolveLimits
 from planner.solvers.chain_paths import LatencySurvey, LinePath, PathTables, ShortestPath
 from planner.solvers.chain_tables import ChainTables, Decode, Progress
@@ -34,6 +35,7 @@ class LatencySearch:
     def __init__(self, tables: ChainTables) -> None:
         self.tables, self.paths = tables, PathTables(tables)
         self.repeats = self.paths.repeats
+        self._table: Floats | None = None
 
     def run(
         self,
@@ -49,7 +51,7 @@ class LatencySearch:
         Raises:
             TimeoutError: the deadline has passed; ``progress`` holds what is known.
         """
-        path = self._shortest((float("inf"), batch_s), limits, progress)
+        path = self._shortest((float("inf"), batch_s), float("inf"), limits, progress)
         if path is None:
             progress.bound_s = float("inf")
             return
@@ -67,15 +69,18 @@ class LatencySearch:
             if number > MAX_SPLITS:
                 return
             heapq.heappop(heap)
-            path = self._shortest((high, batch_s), limits, progress)
+            # A plan of this interval is better than the best only with a sum below this.
+            useful_s = min(progress.relaxed_s, cutoff) - self.repeats * low
+            path = self._shortest((high, batch_s), useful_s, limits, progress)
             if path is None:
                 continue
             self._keep(path, decode, progress)
             top, least = path.busiest_s * (1 - _PROOF), path.sum_s
             middle = (low + top) / 2
+            useful_s = min(progress.relaxed_s, cutoff) - self.repeats * low
             under = None
             if low < middle < top:
-                under = self._shortest((middle, batch_s), limits, progress)
+                under = self._shortest((middle, batch_s), useful_s, limits, progress)
             if low < top:
                 number += 1
                 cut = max(low, middle if middle < top else low)
@@ -87,7 +92,7 @@ class LatencySearch:
                     number += 1
                     heapq.heappush(heap, (under.sum_s + self.repeats * low, number, low, top))
         if not heap:
-            progress.bound_s = progress.relaxed_s
+            progress.bound_s = min(progress.relaxed_s, cutoff)
 
     def survey(self, period_s: float, limits: SolveLimits, progress: Progress) -> LatencySurvey:
         """What each group of devices can do with no server busier than ``period_s``.
@@ -95,15 +100,25 @@ class LatencySearch:
         Raises:
             TimeoutError: the deadline has passed.
         """
-        return ShortestPath(self.paths, (period_s, float("inf"))).survey(limits, progress)
+        return ShortestPath(self.paths, (period_s, float("inf")), self.paths.empty()).survey(
+            limits, progress
+        )
 
     def _keep(self, path: LinePath, decode: Decode, progress: Progress) -> None:
         decode.keep(path.steps, progress)
         progress.relaxed_s = min(progress.relaxed_s, path.sum_s + self.repeats * path.busiest_s)
 
     def _shortest(
-        self, most_s: tuple[float, float], limits: SolveLimits, progress: Progress
+        self,
+        most_s: tuple[float, float],
+        useful_s: float,
+        limits: SolveLimits,
+        progress: Progress,
     ) -> LinePath | None:
-        """The least sum of durations with no server busier than the first of ``most_s`` for a
-        microbatch, and none busier than the second for a batch."""
-        return ShortestPath(self.paths, most_s).solve(limits, progress)
+        """The least sum of durations, below ``useful_s``, with no server busier than the first of
+        ``most_s`` for a microbatch, and none busier than the second for a batch."""
+        if self._table is None:
+            self._table = self.paths.empty()
+        else:
+            self._table.fill(float("inf"))
+        return ShortestPath(self.paths, most_s, self._table).solve(useful_s, limits, progress)

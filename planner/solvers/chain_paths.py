@@ -7,14 +7,17 @@ for all, and the result is a bound.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from planner.solvers.arrays import Flags, Floats, Integers
 from planner.solvers.base import SolveLimits
 from planner.solvers.chain_tables import ChainTables, Progress, Step
+
+_PROOF = 1e-12
 
 MAX_KINDS = 4
 """Kinds of neighbour that are told apart when transfers occupy devices."""
@@ -75,6 +78,30 @@ class PathTables:
         self.runs = np.array([tables.runs(option) for option in tables.options], dtype=float)
         self.last_set = tables.crossing.output_set[:-1, -1]
         self.first_set = tables.crossing.input_set[0]
+        self._completions = np.full((tables.states.size, tables.num_layers), np.nan)
+
+    def empty(self) -> Floats:
+        """A table by state, option, send kind and cut."""
+        tables = self.tables
+        size = (tables.states.size, len(tables.options), self.sends.shape[1], tables.num_layers)
+        return np.full(size, np.inf)
+
+    def completions(self, used: Sequence[int] | Integers) -> Floats:
+        """Least seconds from each cut to the end of the model on the devices that each of ``used``
+        leaves, without hops and limits: ``[state, cut]``."""
+        states = np.asarray(used)
+        for state in states[np.isnan(self._completions[states, 0])]:
+            self._completions[state] = self._completion(int(state))
+        return np.asarray(self._completions[states])
+
+    def _completion(self, used: int) -> Floats:
+        tables = self.tables
+        nexts = tables.states.nexts[used]
+        if not len(nexts):
+            return np.full(tables.num_layers, np.inf)
+        passed = tables.hops.last_duration[nexts][:, self.last_set]
+        last = (tables.compute[nexts, :-1, -1] + passed).min(axis=0)
+        return _to_the_end(tables.compute[nexts].min(axis=0), last)
 
     def busiest_s(self, steps: list[Step]) -> float:
         """Time of the busiest server among stages and transfers, as the programme counts it."""
@@ -107,10 +134,12 @@ class ShortestPath:
     """One shortest path under limits on busy times.
 
     ``most_s``: for a microbatch, of the servers that handle these one by one; and for a batch, of
-    every stage and wire.
+    every stage and wire. ``table`` is an empty one (``PathTables.empty``). Entries that cannot be
+    finished below what is of use, even without transfers, are dropped: be it on any devices within
+    the limits or on those that are left.
     """
 
-    def __init__(self, paths: PathTables, most_s: tuple[float, float]) -> None:
+    def __init__(self, paths: PathTables, most_s: tuple[float, float], table: Floats) -> None:
         self.paths, self.tables = paths, paths.tables
         hops, tables = paths.tables.hops, paths.tables
         self.period_s, self.batch_s = period_s, batch_s = most_s
@@ -140,17 +169,18 @@ class ShortestPath:
             self.compute.append(entries)
         self.limited = limited
         self.num_kinds = paths.sends.shape[1]
-        self.table = np.full(
-            (tables.states.size, len(tables.options), self.num_kinds, tables.num_layers), np.inf
-        )
+        self.table = table
         self.ending = self._endings()
         self.starting = self._starts()
-        # The longest run of finite entries, by option and kinds of neighbour.
-        lengths = np.subtract.outer(-np.arange(len(cuts) + 1), -np.arange(len(cuts) + 1))
-        self.reach = [
-            [int((lengths * np.isfinite(entry)).max(initial=0)) for entry in row]
-            for row in self.compute
-        ]
+        self._every = every = np.array(self.compute)  # [option, kinds, j, e]
+        shortest = tables.shortest(every.reshape(-1, *every.shape[2:]))
+        windows = tables.windows(shortest, np.finfo(float).max)
+        self.reach = [[int(w) for w in row] for row in windows.reshape(every.shape[:2])]
+
+    @cached_property
+    def left(self) -> Floats:
+        """Least seconds from each cut to the end of the model, on any devices, without hops."""
+        return _to_the_end(self._every.min(axis=(0, 1)), self.ending.min(axis=(0, 1)))
 
     def _endings(self) -> Floats:
         """Seconds of a last stage and the outputs' transfer, by option, receive kind and start."""
@@ -201,13 +231,14 @@ class ShortestPath:
             within &= passed <= self.period_s
         return within
 
-    def solve(self, limits: SolveLimits, progress: Progress) -> LinePath | None:
-        """The least sum of durations of all plans; None if there is none.
+    def solve(self, useful_s: float, limits: SolveLimits, progress: Progress) -> LinePath | None:
+        """The path with the least sum of durations, if there is one below ``useful_s``.
 
         Raises:
             TimeoutError: the deadline has passed.
         """
         final = self.tables.states.final
+        self.useful_s = useful_s
         best: PathEnd | None = None
         for end in self._ends(limits, progress):
             if end.sum_s < self.useful_s and final[end.state]:
@@ -231,7 +262,7 @@ class ShortestPath:
 
     def _ends(self, limits: SolveLimits, progress: Progress) -> Iterator[PathEnd]:
         """Last stages, the best for each option and state; of use only below ``useful_s``."""
-        tables, states = self.tables, self.tables.states
+        tables, states, left = self.tables, self.tables.states, self.left
         for n, code in enumerate(states.code):
             self.table[code, n] = self.starting[n, :, :-1]
             out = tables.crossing.output_set[0, -1]
@@ -251,7 +282,8 @@ class ShortestPath:
                 lasts, nexts = states.lasts[used], states.nexts[used]
                 if not len(lasts) or not len(nexts):
                     continue
-                if not (self.table[used, lasts] < self.useful_s).any():
+                behind = np.maximum(left, self.paths.completions([used])[0])
+                if not (self.table[used, lasts] + behind < self.useful_s).any():
                     continue
                 arriving = self._arriving(used, lasts, nexts)
                 progress.priced += arriving.size
@@ -278,6 +310,9 @@ class ShortestPath:
                 loads = tables.extend(
                     0, stacked[:, q], self.reach[n][entry], self.compute[n][entry][None]
                 ).min(axis=1)
+                if self.useful_s < np.inf:
+                    behind = np.maximum(self.paths.completions(targets), self.left)
+                    loads = np.where(loads + behind < self.useful_s, loads, np.inf)
                 self.table[targets, n, s] = np.minimum(self.table[targets, n, s], loads)
 
     def _arriving(self, used: int, lasts: Integers, nexts: Integers) -> Floats:
@@ -349,6 +384,15 @@ class ShortestPath:
         start = int(np.argmin(times))
         assert times[start] == value, "the table does not repeat"
         return start
+
+
+def _to_the_end(least: Floats, last: Floats) -> Floats:
+    """Least seconds from each cut to the end: stages take ``least[j, e]``, or ``last[j]`` to it."""
+    found = np.array(last)
+    for cut in range(len(last) - 2, 0, -1):
+        between = least[cut, cut + 1 : len(last)] + found[cut + 1 :]
+        found[cut] = min(float(found[cut]), float(between.min()))
+    return np.asarray(found * (1 - _PROOF))  # sums in another order
 
 
 def _kinds(rows: Floats) -> tuple[Floats, Integers]:

@@ -127,8 +127,14 @@ class Segments:
                 seconds = np.maximum(seconds, self._seconds(c, share))
         for c in {c for c, _ in option.members}:
             seconds = seconds + self._barred(c)
+        alike: set[object] = set()
         for r, (c, share) in enumerate(option.members):
             if option.is_tensor:
+                # What a rank holds depends on its own units, and on whether it sends.
+                key = c, r == 0, tuple(x.units[r] for x in option.slicing)
+                if key in alike:
+                    continue
+                alike.add(key)
                 fits = self._fits_sliced(option, r)
             else:
                 sends: Sends = "all" if r == 0 else "cut"

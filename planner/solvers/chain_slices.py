@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from planner.figures import Figures
-from planner.memory import Part, arriving_parts, shard_of
+from planner.memory import Part, arriving_bytes, shard_of
 from planner.options import Option, place
 from planner.problem import PlanningProblem
 from planner.slices import joins_s, slice_times
@@ -79,9 +79,9 @@ class RegionsWithin:
         most = np.zeros((self._size, self._size), dtype=np.int64)
         for x in option.slicing:
             layers = self.problem.region_layers[x.region]
-            parts = arriving_parts(self.figures, x, rank, self.problem.microbatch)
+            arriving = arriving_bytes(self.figures, x, rank, self.problem.microbatch, part)
             at = layers[0], layers[-1] + 1
-            most[at] = max(most[at], parts[part])
+            most[at] = max(most[at], arriving)
         most = np.maximum.accumulate(most[::-1], axis=0)[::-1]
         return np.asarray(np.maximum.accumulate(most, axis=1))
 

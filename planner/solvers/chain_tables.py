@@ -19,6 +19,12 @@ from planner.solvers.chain_hops import find_hops
 from planner.solvers.chain_segments import Segments
 from planner.solvers.chain_states import enumerate_states
 
+CALL_S, SUM_S = 5e-6, 1.2e-9
+"""About what a few calls of numpy take, and one sum and comparison in them."""
+
+NEAR = 100_000
+"""Figures that are worked on together."""
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -120,23 +126,50 @@ class ChainTables:
         """
         num_layers = self.num_layers
         start, stop = (0, num_layers) if cuts is None else (cuts.start, cuts.stop)
-        loads = np.full((len(arriving), self.num_output_sets, num_layers), np.inf)
-        for length in range(1, min(int(longest), num_layers - 1 - start) + 1):
-            here = np.arange(start, min(stop, num_layers - length))
-            seconds = compute[n, here, here + length]
-            ends = slice(start + length, start + length + len(here))
+        rows, last = len(arriving), min(num_layers - 1, stop - 1 + int(longest))
+        loads = np.full((rows, self.num_output_sets, num_layers), np.inf)
+        if last <= start:
+            return loads
+        width, lengths = stop - start, min(int(longest), num_layers - 1 - start)
+        at_once = CALL_S + SUM_S * rows * width * (last - start)
+        if at_once < lengths * (CALL_S + 2 * SUM_S * rows * width):
+            self._all_at_once(loads, arriving, compute[n], slice(start, stop), last)
+        else:
+            self._by_length(loads, arriving, compute[n], slice(start, stop), lengths)
+        return loads
+
+    def _all_at_once(
+        self, loads: Floats, arriving: Floats, seconds: Floats, cuts: slice, last: int
+    ) -> None:
+        """Every start with every end, a few states at a time; infinite where there is no run."""
+        ends = slice(cuts.start + 1, last + 1)
+        step = max(1, NEAR // ((cuts.stop - cuts.start) * (last - cuts.start)))
+        for u, o, mask in self._pairs:
+            own = seconds[cuts, ends]
+            if len(self._pairs) > 1:
+                own = np.where(mask[cuts, ends], own, np.inf)
+            for at in range(0, len(arriving), step):
+                some = slice(at, at + step)
+                least = (arriving[some, u, :, None] + own[None]).min(axis=1)
+                np.minimum(loads[some, o, ends], least, out=loads[some, o, ends])
+
+    def _by_length(
+        self, loads: Floats, arriving: Floats, seconds: Floats, cuts: slice, longest: int
+    ) -> None:
+        """Runs of one length after the other: less to add up where they are short."""
+        for length in range(1, longest + 1):
+            here = np.arange(cuts.start, min(cuts.stop, self.num_layers - length))
+            each = seconds[here, here + length]
+            ends = slice(cuts.start + length, cuts.start + length + len(here))
             for u, o, mask in self._pairs:
-                own = (
-                    seconds
-                    if len(self._pairs) == 1
-                    else np.where(mask[here, here + length], seconds, np.inf)
-                )
+                own = each
+                if len(self._pairs) > 1:
+                    own = np.where(mask[here, here + length], each, np.inf)
                 np.minimum(
                     loads[:, o, ends],
                     arriving[:, u, : len(here)] + own,
                     out=loads[:, o, ends],
                 )
-        return loads
 
     def input_sets_to(self, end: int) -> Integers:
         """Input sets of the runs that start behind a cut and end at ``end``, by start."""

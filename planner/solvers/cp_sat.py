@@ -20,6 +20,7 @@ from planner.flows import Routing
 from planner.options import place
 from planner.problem import PlanningProblem
 from planner.request import Split
+from planner.slices import slices_within
 from planner.solvers.base import (
     TOLERANCE,
     Assignment,
@@ -151,8 +152,8 @@ class _Search:
         best, bound = self.best, self.bound_s
         if best is None or self.objective_s > self.cutoff_s:
             nothing = bound == math.inf
-            # What needs the memory of several devices for one stage was not looked for.
-            proved = nothing and not self.slots.without_tensor
+            # What needs the memory of several devices for one stage may not have been looked for.
+            proved = nothing and not self.slots.tensor_left_out
             # Nor groups beyond those that there are slots for, where there must be one.
             proved = proved and not (self.problem.must_use and self.slots.left_out)
             return SolverResult(
@@ -191,7 +192,7 @@ class _Search:
         """The model with the ceiling at ``ticks``, or fewer where sums get too large."""
         ceiling = self.ceiling_s
         if ceiling == math.inf:
-            ceiling = _anything_s(self.problem, self.cost)
+            ceiling = _anything_s(self.problem, self.cost, self.slots)
         while True:
             graphs = StageGraphs(self.problem, self.cost.figures, self.slots)
             times = StageTimes(graphs, ceiling_s=ceiling, ceiling_ticks=ticks)
@@ -206,8 +207,9 @@ class _Search:
         return graphs, times.scale
 
 
-def _anything_s(problem: PlanningProblem, cost: CostModel) -> float:
-    """More than any plan takes: all layers where they are slowest, all tensors over all links."""
+def _anything_s(problem: PlanningProblem, cost: CostModel, slots: Slots) -> float:
+    """More than any plan takes: all layers where they are slowest, all tensors over all links, all
+    joins of any way to divide regions."""
     figures = cost.figures
     total = sum(
         max(
@@ -222,6 +224,13 @@ def _anything_s(problem: PlanningProblem, cost: CostModel) -> float:
         total += len(problem.devices) * max(
             (link.transfer_time_s(size) for _, link in problem.kinds_of_link()), default=0.0
         )
+    total += max(
+        (
+            sum(slots.divided_s(s, x) for x in slot.option.slicing)
+            for s, slot in enumerate(slots.slots)
+        ),
+        default=0.0,
+    )
     return max(4 * problem.num_microbatches * len(problem.devices) * total, 1e-12)
 
 
@@ -248,6 +257,7 @@ def _decode(problem: PlanningProblem, graphs: StageGraphs, values: Sequence[int]
                 devices=devices,
                 shares=(problem.batch,) if waits else tuple(n for _, n in option.members),
                 whole_batch=waits,
+                slices=slices_within(problem, option.slicing, layers),
             )
         )
     return Assignment.single(stages, items=problem.items, routing=Routing.DIRECT)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice, pairwise, permutations
 
 import numpy as np
 
@@ -18,9 +19,11 @@ from planner.flows import Routing
 from planner.pools import Path, Pools
 from planner.problem import PlanningProblem
 from planner.rules import best_routing
+from planner.slices import slices_within
 from planner.solvers.base import Assignment, PipelineAssignment, StageAssignment
 from planner.solvers.partitions import share_items
 from planner.solvers.template_pricing import Template
+from planner.solvers.template_tables import TemplateTables
 
 Devices = tuple[str, ...]
 
@@ -37,9 +40,10 @@ class Placing:
     """Puts templates onto the devices of one problem."""
 
     def __init__(
-        self, problem: PlanningProblem, pools: Pools, runs: Sequence[int], cost: CostModel
+        self, problem: PlanningProblem, pools: Pools, tables: TemplateTables, cost: CostModel
     ) -> None:
-        self.problem, self.pools, self.runs, self.cost = problem, pools, runs, cost
+        self.problem, self.pools, self.cost = problem, pools, cost
+        self.runs, self._slicing = tables.runs, {m.key: m.slicing for m in tables.modes}
         self._priced: dict[tuple[object, ...], tuple[float, Routing] | None] = {}
 
     def place(
@@ -95,13 +99,15 @@ class Placing:
     def _price(self, template: Template, devices: Sequence[str]) -> PlacedPipeline | None:
         """One copy on these devices; alike ones with like links are priced once."""
         links, root = self.problem.links, self.problem.cluster.root
-        ways = zip((root, *devices), (*devices, root), strict=True)
-        around = (pair for d in devices for pair in ((root, d), (d, root)))
+        stages = self._stages(template, devices)
+        ways = [pair for d in devices for pair in ((root, d), (d, root))]
+        for before, after in pairwise(stage.devices for stage in stages):
+            ways += [(before[0], d) for d in after]
+        ways += [pair for stage in stages for pair in permutations(stage.devices, 2)]
         key = (
             template.stages,
-            *(Path.of(links[a, b]) if a != b else None for a, b in (*ways, *around)),
+            *(Path.of(links[a, b]) if a != b else None for a, b in ways),
         )
-        stages = self._stages(template, devices)
         items = self.problem.microbatch
         if key not in self._priced:
             one = replace(self.problem, items=items)
@@ -116,14 +122,18 @@ class Placing:
         return PlacedPipeline(pipeline, period_s)
 
     def _stages(self, template: Template, devices: Sequence[str]) -> tuple[StageAssignment, ...]:
-        return tuple(
-            StageAssignment(
-                layers=tuple(range(stage.start, stage.end)),
-                devices=(device,),
-                shares=(self.problem.microbatch,),
+        found, left = [], iter(devices)
+        for stage in template.stages:
+            layers = tuple(range(stage.start, stage.end))
+            found.append(
+                StageAssignment(
+                    layers=layers,
+                    devices=tuple(islice(left, stage.width)),
+                    shares=(self.problem.microbatch,) * stage.width,
+                    slices=slices_within(self.problem, self._slicing[stage.mode], layers),
+                )
             )
-            for stage, device in zip(template.stages, devices, strict=True)
-        )
+        return tuple(found)
 
 
 def shared(problem: PlanningProblem, placed: Sequence[PlacedPipeline]) -> Assignment | None:

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from planner.figures import Figures
-from planner.options import Option, find_options
+from planner.options import Option, find_options, place
 from planner.problem import PlanningProblem
+from planner.slices import RegionUnits, exchanged, joins_s, slice_times
 
 MAX_MOVES = 40_000
 """Rough number of (tensor, slot, slot) combinations; groups beyond it are left out."""
@@ -59,26 +60,34 @@ class Slots:
             singles = [o for o in singles if not o.whole_batch] or singles
         slots = [slot for option in singles for slot in self._copies(option)]
         moves = max(1, len(problem.graph.tensors))
-        self.num_groups, self.left_out = 0, False
-        self.without_tensor = any(o.is_tensor for o in found.options)
-        for option in (o for o in found.options if o.is_group and not o.is_tensor):
+        groups = [option for option in found.options if option.is_group]
+        self.ways: list[Option] = []
+        for option in groups:
             copies = list(self._copies(option))
             if (len(slots) + len(copies)) ** 2 * moves > MAX_MOVES:
-                self.left_out = True
                 break
             slots += copies
-            self.num_groups += 1
+            self.ways.append(option)
+        self.left_out = len(self.ways) < len(groups)
+        self.tensor_left_out = any(option.is_tensor for option in groups[len(self.ways) :])
         self.slots = tuple(slots)
         self._messages: dict[tuple[str, int | None, int | None], tuple[Message, ...]] = {}
 
     def describe(self) -> str:
         """The part of the search space that the slots stand for."""
-        tensor = " (tensor splits were left out)" if self.without_tensor else ""
-        if not self.num_groups:
-            groups = " (batch splits were left out)" if self.left_out else ""
-            return f"each on one device{groups}{tensor}"
+        if not self.ways:
+            missing = "tensor" if self.tensor_left_out else "batch"
+            return "each on one device" + f" ({missing} splits were left out)" * self.left_out
         some = "the smallest " if self.left_out else ""
-        return f"each on one device or split by batch in {some}{self.num_groups} ways{tensor}"
+        tensor = [option.is_tensor for option in self.ways]
+        split = (
+            "by tensor" if all(tensor) else "by batch or by tensor" if any(tensor) else "by batch"
+        )
+        lacking = self.tensor_left_out and not any(tensor)
+        return (
+            f"each on one device or split {split} in {some}{len(self.ways)} ways"
+            + " (tensor splits were left out)" * lacking
+        )
 
     def runs(self, s: int) -> int:
         """How often a batch a stage in slot ``s`` runs."""
@@ -95,6 +104,23 @@ class Slots:
             self._messages[key] = tuple(self._find(tensor, source, target))
         return self._messages[key]
 
+    def joining(self, s: int, slices: RegionUnits) -> Iterator[tuple[str, float]]:
+        """Wire and seconds of every message of the joins of a region that slot ``s`` divides."""
+        items = self.problem.microbatch
+        names = [name for _, name, *_ in self._ends(s, items)]
+        (devices,) = place(self.problem, [self.slots[s].option])
+        named = dict(zip(devices, names, strict=True))
+        for source, target, seconds in exchanged(self.figures, slices, devices, items):
+            link = self.problem.links[source, target]
+            yield link.shares or f"{named[source]} -> {named[target]}", seconds
+
+    def divided_s(self, s: int, slices: RegionUnits) -> float:
+        """Seconds of the slowest slice of a region that slot ``s`` divides, and of its joins."""
+        items = self.problem.microbatch
+        (devices,) = place(self.problem, [self.slots[s].option])
+        slowest = max(slice_times(self.figures, slices, devices, items))
+        return slowest + joins_s(self.figures, slices, devices, items)
+
     def _copies(self, option: Option) -> Iterator[Slot]:
         counts = option.counts(len(self.problem.classes))
         most = min(
@@ -110,7 +136,9 @@ class Slots:
         count = 1 if whole else problem.num_microbatches
         cut = problem.graph.tensor[tensor].in_parts
         senders, receivers = self._ends(source, items), self._ends(target, items)
-        for a, (device_a, name_a, start, stop) in enumerate(senders if cut else senders[:1]):
+        if not cut or (source is not None and self.slots[source].option.is_tensor):
+            senders = senders[:1]
+        for a, (device_a, name_a, start, stop) in enumerate(senders):
             for b, (device_b, name_b, first, last) in enumerate(receivers):
                 held = min(stop, last) - max(start, first) if cut else items
                 if held <= 0 or name_a == name_b:
@@ -141,7 +169,7 @@ class Slots:
             name = "root" if device == root else f"{s}.{r}"
             stop = items if slot.waits else start + share
             ends.append((device, name, start, stop))
-            start = stop
+            start = 0 if slot.option.is_tensor else stop  # all its ranks have everything
         return ends
 
 

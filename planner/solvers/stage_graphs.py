@@ -4,6 +4,8 @@ Variables, with the function that adds their constraints:
 
     x[l, s]       layer l is in slot s; every layer in exactly one               (_place)
     used[s]       some layer is in slot s; copies of a slot fill up in order
+    divided[r, s] all layers of region r are in slot s, which divides it; a slot
+                  that splits by tensor divides one region at least          (_divide)
     before[s, t]  slot s comes before slot t: a total order. Every edge of the
                   model graph between two slots agrees with it, so no two
                   stages wait for each other; copies of a slot are in order      (_order)
@@ -23,9 +25,10 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from planner.figures import Figures
-from planner.memory import BUFFER_DEPTH, least_alive, on_heap, root_bytes
+from planner.memory import BUFFER_DEPTH, least_alive, on_heap, root_bytes, shard_of
 from planner.problem import PlanningProblem
 from planner.request import Split
+from planner.slices import slices_within
 from planner.solvers.base import Assignment
 from planner.solvers.integer_model import IntegerModel, Literal, negated
 from planner.solvers.slots import Slots, together_possible
@@ -53,8 +56,10 @@ class StageGraphs:
         self.used: list[Literal] = []
         self.reads: dict[tuple[str, int], Literal] = {}
         self.moves: dict[tuple[str, int, int], Literal] = {}
+        self.divided: dict[tuple[int, int], Literal] = {}
         self._before: dict[tuple[int, int], Literal] = {}
         self._place()
+        self._divide()
         self._order()
         self._move()
         self._remember()
@@ -85,11 +90,13 @@ class StageGraphs:
         for stage in assignment.stages:
             wanted = [self.problem.class_of[device] for device in stage.devices]
             for s in self.places:
-                members = self.slots.slots[s].option.members
+                option = self.slots.slots[s].option
+                members = option.members
                 if (
                     s not in taken
                     and [c for c, _ in members] == wanted
                     and (len(wanted) == 1 or tuple(n for _, n in members) == stage.shares)
+                    and slices_within(self.problem, option.slicing, stage.layers) == stage.slices
                     and all((i, s) in self.x for i in stage.layers)
                 ):
                     taken.add(s)
@@ -172,6 +179,24 @@ class StageGraphs:
         elif one is not None or other is not None:
             self.model.any_of(negated(one if one is not None else other or 0))
 
+    def _divide(self) -> None:
+        model = self.model
+        for s, slot in enumerate(self.slots.slots):
+            if not slot.option.is_tensor:
+                continue
+            for x in slot.option.slicing:
+                layers = self.problem.region_layers[x.region]
+                here = [self.x[i, s] for i in layers if (i, s) in self.x]
+                if len(here) < len(layers):
+                    continue
+                whole = here[0] if len(here) == 1 else model.boolean()
+                for held in here:
+                    model.implies(whole, held)
+                model.any_of(whole, *map(negated, here))
+                self.divided[x.region, s] = whole
+            some = [self.divided[key] for key in self.divided if key[1] == s]
+            model.any_of(negated(self.used[s]), *some)
+
     def _order(self) -> None:
         model = self.model
         for s in self.places:
@@ -252,13 +277,20 @@ class StageGraphs:
             holders = [self.x[i, s] for i in here if weight.name in graph.layers[i].weights]
             if holders and weight.num_bytes:
                 terms.append((weight.num_bytes, self.model.either(holders)))
+        option = self.slots.slots[s].option
+        for x in option.slicing:
+            if (x.region, s) in self.divided:
+                # At most: a weight that the stage also reads elsewhere is held whole.
+                sizes = [graph.weight[w.weight].num_bytes for w in graph.regions[x.region].weights]
+                saved = sum(size - shard_of(size, x, r) for size in sizes)
+                terms.append((-saved, self.divided[x.region, s]))
         terms += [(depth * size[v], moved) for (v, _, t), moved in self.moves.items() if t == s]
         for name in size:
             leaving = [moved for (v, a, _), moved in self.moves.items() if (v, a) == (name, s)]
-            if leaving and (r == 0 or graph.tensor[name].in_parts):
+            if leaving and (r == 0 or (graph.tensor[name].in_parts and not option.is_tensor)):
                 terms.append((depth * size[name], self.model.either(leaving)))
         # In units that keep sums small; rounded down, so that nothing that fits is cut off.
-        unit = 1 + (sum(c for c, _ in terms) + max(alive.values())) // MAX_UNITS
+        unit = 1 + (sum(abs(c) for c, _ in terms) + max(alive.values())) // MAX_UNITS
         terms = [(c // unit, v) for c, v in terms]
         # One layer at a time is alive: the same inequality for each, with what it needs.
         for i, num_bytes in alive.items():

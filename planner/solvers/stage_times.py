@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 
 from planner.bounds import objective_bound_s
+from planner.options import Option
 from planner.solvers.integer_model import Literal, Terms
 from planner.solvers.stage_graphs import StageGraphs
 from planner.targets import KEPT
@@ -58,14 +59,21 @@ class StageTimes:
         return self.model.integer(self.longest + 15)
 
     def _compute(self, s: int, r: int, times: int) -> Terms:
-        """``times`` a rank's computing."""
-        c, share = self.slots.slots[s].option.members[r]
+        """``times`` a rank's computing of what its stage does not divide."""
+        option = self.slots.slots[s].option
+        c, share = option.members[r]
         device, x = self.problem.classes[c][0], self.graphs.x
-        terms = [
-            (self.ticks(times * self.figures.time_s(i, device, share)), x[i, s])
+        each = {
+            i: self.ticks(times * self.figures.time_s(i, device, share))
             for i in self.graphs.layers
             if (i, s) in x
-        ]
+        }
+        terms = [(ticks, x[i, s]) for i, ticks in each.items()]
+        for sliced in option.slicing:
+            if (sliced.region, s) in self.graphs.divided:
+                layers = self.problem.region_layers[sliced.region]
+                divided = self.graphs.divided[sliced.region, s]
+                terms.append((-sum(each[i] for i in layers), divided))
         using = [
             x[i, s]
             for i, layer in enumerate(self.problem.graph.layers)
@@ -90,9 +98,15 @@ class StageTimes:
         return [(1, most)]
 
     def _computes(self, s: int, times: int) -> Terms:
-        """``times`` the slowest rank's computing."""
-        ranks = range(len(self.slots.slots[s].option.members))
-        return self._slowest([self._compute(s, r, times) for r in ranks])
+        """``times`` the slowest rank's computing, with the joins of what the slot divides."""
+        option, divided = self.slots.slots[s].option, self.graphs.divided
+        ranks = range(len(option.members))
+        joined = [
+            (self.ticks(times * self.slots.divided_s(s, x)), divided[x.region, s])
+            for x in option.slicing
+            if (x.region, s) in divided
+        ]
+        return [*self._slowest([self._compute(s, r, times) for r in ranks]), *joined]
 
     def _busy(self, s: int, times: int) -> Terms:
         """``times`` one run of a slot: the slowest computing, receiving and sending."""
@@ -118,6 +132,13 @@ class StageTimes:
             for message in self.slots.messages(name, a, b):
                 ticks = self.ticks(message.count * message.seconds)
                 wires.setdefault(message.wire, []).append((ticks, moved))
+        for s, slot in enumerate(self.slots.slots):
+            for x in slot.option.slicing:
+                if (x.region, s) in self.graphs.divided:
+                    divided = self.graphs.divided[x.region, s]
+                    for wire, seconds in self.slots.joining(s, x):
+                        ticks = self.ticks(self.slots.runs(s) * seconds)
+                        wires.setdefault(wire, []).append((ticks, divided))
         for terms in wires.values():
             self.model.at_least(top, terms)
         for s in self.graphs.places:
@@ -184,13 +205,7 @@ class StageTimes:
         done = [self._time() for _ in self.graphs.layers]
         for i, layer in enumerate(graph.layers):
             spent = [
-                (
-                    min(
-                        self.ticks(self.figures.time_s(i, self.problem.classes[c][0], share))
-                        for c, share in slot.option.members
-                    ),
-                    x[i, s],
-                )
+                (self.ticks(self._least_s(i, slot.option)), x[i, s])
                 for s, slot in enumerate(self.slots.slots)
                 if (i, s) in x
             ]
@@ -204,6 +219,19 @@ class StageTimes:
             # Where no answer leaves the ranks, a batch ends with whichever layer ends last.
             if not graph.outputs or any(name in graph.outputs for name in layer.writes):
                 model.at_least(top, [(1, done[i])])
+
+    def _least_s(self, layer: int, option: Option) -> float:
+        """The least time of a layer on any rank of an option, divided if it can be."""
+        units = {x.region: x.units for x in option.slicing}
+        region = self.problem.graph.region_of.get(layer, -1)
+        times = []
+        for r, (c, share) in enumerate(option.members):
+            device = self.problem.classes[c][0]
+            whole_s = self.figures.time_s(layer, device, share)
+            if region in units:
+                whole_s *= self.figures.slice_part(region, device, share, units[region][r])
+            times.append(whole_s)
+        return min(times)
 
     def _way(self, name: str) -> Terms:
         """The least time of moving a tensor, wherever it moves."""

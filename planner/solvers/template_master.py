@@ -161,7 +161,11 @@ class Columns:
         lengths = np.arange(size)[None, :] - np.arange(size)[:, None]
         prices = np.full((self.tables.num_kinds, max(1, *self.supply.runs)), np.inf)
         for t, most in enumerate(self.supply.runs):
-            speed = float((lengths / np.maximum(self.tables.own[t], 1e-300)).max())
+            speed = max(
+                float((lengths / np.maximum(mode.width * own, 1e-300)).max())
+                for mode, own in zip(self.tables.modes, self.tables.own, strict=True)
+                if mode.kind == t
+            )
             prices[t, :most] = max(speed, 0.0) * np.arange(1, most + 1)
         return prices
 

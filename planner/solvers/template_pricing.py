@@ -1,15 +1,16 @@
 """The cheapest pipeline whose every stage keeps within a time, when each device has a price.
 
-A template says of a pipeline which runs of layers are on which kind of device, and which stages
-follow each other inside one pool; not which devices. Devices of a pool that follow each other are
-bought together: ``price[t, q]`` is for ``q + 1`` of kind ``t``. For a time ``T`` between
-microbatches
+A template says of a pipeline which runs of layers are on which kind of device and on how many, and
+which stages follow each other inside one pool; not which devices. Devices of a pool that follow
+each other are bought together: ``price[t, q]`` is for ``q + 1`` of kind ``t``. For a time ``T``
+between microbatches
 
-    G[t, p, r, j] = least price of all up to cut j when the next stage is on a device of kind t that
-                    tensors reach by port p, with r more devices of its pool bought
-    E[t, p, r, e] = the same when that stage ends at cut e and tensors leave it by port p
-                  = min over ports x, j < e of G[t, x, r, j]
-                    where receive[t, x, j] + own[t, j, e] + send[t, p, e] <= T, apart[t, j, e] <= T
+    G[t, p, r, j] = least price of all up to cut j when the next stage is on kind t, reached by port
+                    p, with 1 + r devices of a pool bought for it and for what follows there
+    E[t, p, r, e] = the same when that stage ends at cut e, tensors leave it by port p, and r
+                    devices are left
+                  = min over modes m of t with w devices, ports x, j < e of G[t, x, r + w - 1, j]
+                    where entering[m, x, j] + own[m, j, e] + send[t, p, e] <= T, apart[t, j, e] <= T
     G[u, p, q, e] = price[u, q] + min over t, r of E[t, leaves(t, u), r, e]    to another pool
     G[t, p, r, e] = E[t, leaves(t, t), r + 1, e]                               inside the pool
 
@@ -20,7 +21,7 @@ times are done at once, and nothing in it depends on how many devices there are.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -35,36 +36,53 @@ AT_ONCE = 16
 
 @dataclass(frozen=True, slots=True)
 class TemplateStage:
-    """A run of layers on a kind of device; ``begins`` says that it is the first in its pool."""
+    """A run of layers on a kind of device; ``begins`` says that it is the first in its pool.
+
+    With a ``width`` above 1 it is divided among so many, in the kind's way of that ``number``.
+    """
 
     kind: int
     start: int
     end: int
     begins: bool
+    width: int = 1
+    number: int = 0
+
+    @property
+    def mode(self) -> tuple[int, int, int]:
+        """The key of its mode."""
+        return self.kind, self.width, self.number
 
 
 @dataclass(frozen=True)
 class Template:
-    """A pipeline by kinds of device; ``period_s`` is its time between microbatches."""
+    """A pipeline by kinds of device; ``period_s`` is its time between microbatches.
+
+    ``pieces`` are kind and number of the devices of each run inside a pool, in stage order; those
+    of endless pools one by one.
+    """
 
     stages: tuple[TemplateStage, ...]
     period_s: float
-
-    @cached_property
-    def pieces(self) -> tuple[tuple[int, int], ...]:
-        """Kind and number of the devices of each run inside a pool, in stage order."""
-        found: list[tuple[int, int]] = []
-        for stage in self.stages:
-            if stage.begins:
-                found.append((stage.kind, 1))
-            else:
-                found[-1] = (stage.kind, found[-1][1] + 1)
-        return tuple(found)
+    pieces: tuple[tuple[int, int], ...]
 
     @cached_property
     def needs(self) -> Counter[tuple[int, int]]:
         """How many pieces of each kind and size it takes."""
         return Counter(self.pieces)
+
+
+def pieces_of(stages: Iterable[TemplateStage], runs: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """The pieces of a line of stages; ``runs[t]`` is 0 for kinds whose pools are endless."""
+    found: list[tuple[int, int]] = []
+    for stage in stages:
+        if not runs[stage.kind]:
+            found += [(stage.kind, 1)] * stage.width
+        elif stage.begins:
+            found.append((stage.kind, stage.width))
+        else:
+            found[-1] = (stage.kind, found[-1][1] + stage.width)
+    return tuple(found)
 
 
 class _Ways:
@@ -91,21 +109,25 @@ class Pricing:
         self.tables = tables
         self.most = max(1, *tables.runs)
         self.least_s = tables.least_s()
-        self._outside = {(hop.source, hop.target): hop for hop in tables.outside}
-        num = tables.num_kinds
+        self._hops: dict[tuple[int, int, bool], list[Hop]] = {}
+        for hop in tables.outside:
+            self._hops.setdefault((hop.source, hop.target, True), []).append(hop)
+        for t, hops in enumerate(tables.inside):
+            self._hops[t, t, False] = list(hops)
         self.outside = _Ways(sorted(tables.outside, key=lambda hop: (hop.target, hop.enters)))
         self.into: dict[tuple[int, int], list[Hop]] = {}
         for hop in self.outside.hops:
             self.into.setdefault((hop.target, hop.enters), []).append(hop)
-        self.inside = _Ways([hop for hop in tables.inside if hop is not None])
+        self.inside = _Ways([hop for hops in tables.inside for hop in hops])
         self.endless = np.array([tables.runs[hop.source] == 0 for hop in self.inside.hops], bool)
-        self._reach = [
-            np.where(np.isfinite(tables.own[t]), np.maximum(tables.own[t], tables.apart[t]), np.inf)
-            for t in range(num)
+        self.divided = [m for m, mode in enumerate(tables.modes) if mode.width > 1]
+        self.modes_of = [
+            [m for m, mode in enumerate(tables.modes) if mode.kind == t]
+            for t in range(tables.num_kinds)
         ]
-        # Least seconds of any run of a length, over kinds: how far back a stage can reach.
+        # Least seconds of any run of a length, over modes: how far back a stage can reach.
         size = tables.num_layers + 1
-        least = np.min(self._reach, axis=0)
+        least = tables.busy.min(axis=0)
         self._shortest = np.array(
             [
                 np.inf,
@@ -140,16 +162,19 @@ class Pricing:
             t, j, e = stage.kind, stage.start, stage.end
             left = arrived = 0.0
             if at + 1 < len(stages):
-                after = stages[at + 1]
-                hop = self._outside[t, after.kind] if after.begins else tables.inside[t]
-                assert hop is not None
+                hop = self.hop(stage, stages[at + 1])
                 left = float(tables.send[t, hop.leaves, e])
                 arrived = float(tables.receive[hop.target, hop.enters, e])
                 most = max(most, float(tables.moving[hop.path, e]))
-            load = entered + float(tables.own[t, j, e]) + left
+            load = entered + float(tables.own[tables.position[stage.mode], j, e]) + left
             most = max(most, load, float(tables.apart[t, j, e]))
             entered = arrived
         return most
+
+    def hop(self, stage: TemplateStage, after: TemplateStage) -> Hop:
+        """The way from a stage to the one behind."""
+        ways = self._hops[stage.kind, after.kind, after.begins]
+        return next(hop for hop in ways if hop.leads_to(after.width))
 
 
 class _Run:
@@ -174,14 +199,42 @@ class _Run:
                 self._hop(cut)
 
     def _end_stages(self, first: int, cut: int) -> None:
-        tables, times = self.tables, self.times
-        load = tables.receive[:, :, first:cut] + tables.own[:, None, first:cut, cut]
+        tables, times, num = self.tables, self.times, self.tables.num_kinds
+        load = tables.entering[:num, :, first:cut] + tables.own[:num, None, first:cut, cut]
         load = load[:, None] + tables.send[:, :, cut][:, :, None, None]  # [kind, out, in, start]
         load = np.maximum(load, tables.apart[:, None, None, first:cut, cut])
         can = load[None] <= times[:, None, None, None, None]
         values = self.g[:, :, :, :, first:cut]  # [time, kind, in, more, start]
         best = np.where(can[:, :, :, :, None], values[:, :, None], np.inf)
         self.e[..., cut] = best.min(axis=(3, 5))
+        for m in self.pricing.divided:
+            self._end_divided(m, first, cut)
+
+    def _end_divided(self, m: int, first: int, cut: int) -> None:
+        """Stages that several devices of a pool divide."""
+        tables, times = self.tables, self.times
+        t = tables.modes[m].kind
+        busy = np.maximum(tables.own[m, first:cut, cut], tables.apart[t, first:cut, cut])
+        near = np.flatnonzero(busy <= times[-1])
+        if not len(near):
+            return
+        starts = slice(first + int(near[0]), cut)
+        load = tables.entering[m, :, starts] + tables.own[m, starts, cut]
+        load = load[None] + tables.send[t, :, cut][:, None, None]  # [out, in, start]
+        load = np.maximum(load, tables.apart[t, starts, cut])
+        can = load[None] <= times[:, None, None, None]
+        values = self._bought(m)[..., starts]  # [time, in, more, start]
+        best = np.where(can[:, :, :, None], values[:, None], np.inf).min(axis=(2, 4))
+        left = self.e[:, t, :, : best.shape[2], cut]
+        np.minimum(left, best, out=left)
+
+    def _bought(self, m: int) -> Floats:
+        """``g`` for stages in mode ``m``, by the devices that are left behind them."""
+        mode = self.tables.modes[m]
+        if self.tables.runs[mode.kind]:
+            return self.g[:, mode.kind, :, mode.width - 1 :]
+        # Of an endless pool each device is paid for when it is taken.
+        return self.g[:, mode.kind, :, :1] + (mode.width - 1) * float(self.prices[mode.kind, 0])
 
     def _hop(self, cut: int) -> None:
         outside, inside = self.pricing.outside, self.pricing.inside
@@ -210,31 +263,41 @@ class _Run:
 
     def template(self, i: int) -> Template:
         """The template behind the least price, by repeating each step's minimum backwards."""
+        pricing, modes = self.pricing, self.tables.modes
         cut, stages = self.tables.num_layers, []
         left = self.e[i, :, 0, :, cut]
         t, r = divmod(int(left.argmin()), left.shape[1])
         p = 0
         while True:
-            x, start = self._start(i, (t, p, r), cut)
+            m, (x, start) = self._start(i, (t, p, r), cut)
+            width, number = modes[m].width, modes[m].number
             if start == 0:
-                stages.append(TemplateStage(t, start, cut, True))
+                stages.append(TemplateStage(t, start, cut, True, width, number))
                 break
-            value = self.g[i, t, x, r, start]
-            begins, source = self._source(i, (t, x, r), start, float(value))
-            stages.append(TemplateStage(t, start, cut, begins))
+            bought = r + width - 1 if self.tables.runs[t] else 0
+            value = self.g[i, t, x, bought, start]
+            begins, source = self._source(i, (t, x, bought), start, float(value))
+            stages.append(TemplateStage(t, start, cut, begins, width, number))
             (t, p, r), cut = source, start
         stages.reverse()
-        return Template(tuple(stages), self.pricing.period_s(stages))
+        return Template(
+            tuple(stages), pricing.period_s(stages), pieces_of(stages, self.tables.runs)
+        )
 
-    def _start(self, i: int, state: tuple[int, int, int], cut: int) -> tuple[int, int]:
-        """Port of entry and first layer of the stage that ends at ``cut``."""
+    def _start(self, i: int, state: tuple[int, int, int], cut: int) -> tuple[int, tuple[int, int]]:
+        """Mode, port of entry and first layer of the stage that ends at ``cut``."""
         tables, (t, p, r) = self.tables, state
-        load = tables.receive[t, :, :cut] + tables.own[t, :cut, cut] + tables.send[t, p, cut]
-        load = np.maximum(load, tables.apart[t, :cut, cut])
-        values = np.where(load <= self.times[i], self.g[i, t, :, r, :cut], np.inf)
-        x, start = np.unravel_index(int(values.argmin()), values.shape)
-        assert values[x, start] == self.e[i, t, p, r, cut], "the sweep does not repeat"
-        return int(x), int(start)
+        for m in self.pricing.modes_of[t]:
+            bought = self._bought(m)
+            if r >= bought.shape[2]:
+                continue
+            load = tables.entering[m, :, :cut] + tables.own[m, :cut, cut] + tables.send[t, p, cut]
+            load = np.maximum(load, tables.apart[t, :cut, cut])
+            values = np.where(load <= self.times[i], bought[i, :, r, :cut], np.inf)
+            x, start = np.unravel_index(int(values.argmin()), values.shape)
+            if values[x, start] == self.e[i, t, p, r, cut]:
+                return m, (int(x), int(start))
+        raise AssertionError("the sweep does not repeat")
 
     def _source(
         self, i: int, state: tuple[int, int, int], cut: int, value: float
@@ -242,19 +305,16 @@ class _Run:
         """Whether the stage begins a run in its pool, and the stage before: kind, port, devices
         left."""
         tables, (t, x, r) = self.tables, state
-        inside = tables.inside[t]
-        if (
-            inside is not None
-            and inside.enters == x
-            and tables.moving[inside.path, cut] <= (self.times[i])
-        ):
-            endless = tables.runs[t] == 0
-            before = 0 if endless else r + 1
-            extra = float(self.prices[t, 0]) if endless else 0.0
+        endless = tables.runs[t] == 0
+        before = 0 if endless else r + 1
+        extra = float(self.prices[t, 0]) if endless else 0.0
+        for hop in tables.inside[t]:
+            if hop.enters != x or tables.moving[hop.path, cut] > self.times[i]:
+                continue
             if before < self.pricing.most and (
-                self.e[i, t, inside.leaves, before, cut] + extra == value
+                self.e[i, t, hop.leaves, before, cut] + extra == value
             ):
-                return False, (t, inside.leaves, before)
+                return False, (t, hop.leaves, before)
         for hop in self.pricing.into.get((t, x), ()):
             if tables.moving[hop.path, cut] > self.times[i]:
                 continue

@@ -154,7 +154,7 @@ class _Search:
 
     def _round(self, columns: Columns, kept: Trial, limits: SolveLimits, effort_s: float) -> None:
         """Whole numbers of pipelines for periods a little longer and longer."""
-        placing = Placing(self.problem, self.pools, columns.tables.runs, self.cost)
+        placing = Placing(self.problem, self.pools, columns.tables, self.cost)
         for slack in SLACK:
             period_s = kept.period_s * (1 + slack)
             if limits.expired or period_s >= self.ceiling_s or not self._open:
@@ -177,11 +177,9 @@ class _Search:
         order = "" if self.problem.graph.is_chain else " in the captured order"
         space = (
             "one pipeline, or several side by side that share the microbatches of a batch, each a "
-            f"line of consecutive runs of layers{order}, each run on one device "
+            f"line of consecutive runs of layers{order}, {self.figures.modes.describe()} "
             f"({len(self.pools.kinds)} kinds of device)"
         )
-        if self.problem.tensor_splits:
-            space += " (tensor splits were left out)"
         if nothing and not self.problem.tensor_splits:
             status = SolveStatus.INFEASIBLE
         elif self.best is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections import Counter
 
 import psutil
 import pytest
@@ -16,7 +17,7 @@ from executor.verification import verify
 from planner.planfile import Plan
 from planner.request import Split
 from profiler.errors import InvalidInputError, RankFailedError
-from profiler.profile import Profile
+from profiler.profile import PRELUDE, Profile
 from profiler.sources import Example
 from tests.executor.test_equality import check, profile_of
 from tests.executor.test_faults import ranks_of, run_long
@@ -84,8 +85,18 @@ def test_a_report_tells_joins_and_holds_less_on_each_rank() -> None:
     joins = [link for link in report.links if link.tensor.startswith("join of ")]
     assert {(link.source, link.target) for link in joins} == {(1, 2), (2, 1)}
     assert report.evidence is not None
-    assert [r.rank for r in report.evidence.ranks] == [0, 3]
-    assert layers.slices
+    first, *dividing, last = report.evidence.ranks
+    assert not first.slices
+    assert not last.slices
+    region = {one.name: one for one in profile.model.regions}
+    for position, one in enumerate(dividing):
+        told = {(x.region, x.units): x.count for x in one.slices}
+        assert told == Counter((region[x.region].twin, x.units[position]) for x in layers.slices)
+        assert one.joined_s > 0
+        whole = {name for x in layers.slices for name in region[x.region].layers}
+        assert sum(n for twin, n in one.twins.items() if twin != PRELUDE) == len(
+            set(session.schedule.role(1).layers) - whole  # type: ignore[union-attr]
+        )
 
 
 def test_verify_and_rehearse_take_such_plans() -> None:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import itertools
+import random
 import time
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -12,18 +14,31 @@ from planner import plan
 from planner.check import check_plan
 from planner.cost import CostModel
 from planner.figures import Figures
+from planner.findings import Severity
 from planner.pools import find_pools
 from planner.problem import PlanningProblem
 from planner.request import Objective, PlanRequest, Split
-from planner.solvers.base import SolveLimits, SolverResult, SolveStatus
+from planner.slices import slices_within
+from planner.solvers.base import (
+    TOLERANCE,
+    PipelineAssignment,
+    SolveLimits,
+    SolverResult,
+    SolveStatus,
+    StageAssignment,
+)
 from planner.solvers.master import Master, Supply, sound_prices
+from planner.solvers.placing import PlacedPipeline, shared
 from planner.solvers.template_master import Columns, settle
-from planner.solvers.template_pricing import Pricing, TemplateStage
+from planner.solvers.template_modes import Mode
+from planner.solvers.template_pricing import Pricing, TemplateStage, pieces_of
 from planner.solvers.template_tables import StageFigures
 from planner.solvers.templates import TemplateSolver
 from profiler.cluster import Cluster, DefaultLink, Device, Group, Host
+from profiler.graph import SliceRegion
 from profiler.profile import Profile
-from tests.support.builders import chain_graph, make_profile
+from tests.properties.test_check_agrees import written
+from tests.support.builders import chain_graph, make_profile, make_region
 
 SMALL = Shape(num_blocks=10, hidden=1024, inner=4096, key_value=256, vocabulary=8192, tokens=64)
 SLOW = DefaultLink(latency_s=1e-3, bytes_per_s=1e5, send_occupancy=0.5, receive_occupancy=0.25)
@@ -51,13 +66,19 @@ def racks(num_racks: int, hosts: int, devices: int, *, kinds: int = 1) -> Cluste
     return Cluster(hosts=tuple(all_hosts), groups=tuple(groups), default_link=SLOW)
 
 
-def profile_on(cluster: Cluster, layers: list[float], *, slower: float = 2.0) -> Profile:
+def profile_on(
+    cluster: Cluster,
+    layers: list[float],
+    *,
+    slower: float = 2.0,
+    regions: tuple[SliceRegion, ...] = (),
+) -> Profile:
     """``layers`` are seconds on kind0; every further kind is ``slower`` times as slow."""
     seconds = {
         d.type: [t * slower ** int(d.type[-1]) for t in layers] for d in cluster.device.values()
     }
     return make_profile(
-        chain_graph(len(layers), floats_per_item=25),
+        chain_graph(len(layers), floats_per_item=25, regions=regions),
         cluster,
         seconds={name: seconds[d.type] for name, d in cluster.device.items()},
     )
@@ -82,16 +103,16 @@ def pricing_of(problem: PlanningProblem) -> Pricing:
 
 
 def all_templates(pricing: Pricing, num_layers: int) -> list[tuple[TemplateStage, ...]]:
-    """Every way to run the layers on kinds of device, inside pools or not."""
+    """Every way to run the layers on kinds of device, inside pools or not, divided or not."""
     tables, found = pricing.tables, []
     for size in range(1, num_layers + 1):
         for cuts in itertools.combinations(range(1, num_layers), size - 1):
             ends = [*cuts, num_layers]
-            for kinds in itertools.product(range(tables.num_kinds), repeat=size):
+            for modes in itertools.product(tables.modes, repeat=size):
                 for begins in itertools.product((True, False), repeat=size - 1):
                     stages = tuple(
-                        TemplateStage(t, j, e, b)
-                        for t, j, e, b in zip(kinds, [0, *cuts], ends, (True, *begins), strict=True)
+                        TemplateStage(m.kind, j, e, b, m.width, m.number)
+                        for m, j, e, b in zip(modes, [0, *cuts], ends, (True, *begins), strict=True)
                     )
                     if allowed(pricing, stages):
                         found.append(stages)
@@ -102,27 +123,21 @@ def allowed(pricing: Pricing, stages: tuple[TemplateStage, ...]) -> bool:
     tables, run = pricing.tables, 0
     ways = {(hop.source, hop.target) for hop in tables.outside}
     for at, stage in enumerate(stages):
-        run = 1 if stage.begins else run + 1
+        run = stage.width if stage.begins else run + stage.width
         before = stages[at - 1] if at else None
         if before is not None and stage.begins and (before.kind, stage.kind) not in ways:
             return False
-        if not stage.begins:
-            if before is None or before.kind != stage.kind or tables.inside[stage.kind] is None:
-                return False
-            if tables.runs[stage.kind] and run > tables.runs[stage.kind]:
-                return False
+        if not stage.begins and (
+            before is None or before.kind != stage.kind or not tables.inside[stage.kind]
+        ):
+            return False
+        if tables.runs[stage.kind] and run > tables.runs[stage.kind]:
+            return False
     return True
 
 
 def price_of(pricing: Pricing, stages: tuple[TemplateStage, ...], prices: np.ndarray) -> float:
-    pieces: list[tuple[int, int]] = []
-    for stage in stages:
-        endless = pricing.tables.runs[stage.kind] == 0
-        if stage.begins or endless:
-            pieces.append((stage.kind, 1))
-        else:
-            pieces[-1] = (stage.kind, pieces[-1][1] + 1)
-    return sum(prices[t, s - 1] for t, s in pieces)
+    return sum(prices[t, s - 1] for t, s in pieces_of(stages, pricing.tables.runs))
 
 
 @pytest.mark.parametrize("devices", [1, 3, 20])  # one a host; pools; pools that count as endless
@@ -159,6 +174,37 @@ def test_a_run_is_no_longer_than_a_pool() -> None:
     assert template is not None
     assert price == pytest.approx(4.5)
     assert [size for _, size in template.pieces] == [2, 2, 2]
+
+
+def test_the_least_price_is_that_of_all_templates_with_divided_stages() -> None:
+    divided = 0
+    for seed, devices in itertools.product(range(4), (2, 5, 20)):
+        rng = np.random.default_rng(seed)
+        layers = list(rng.uniform(0.01, 0.05, size=3))
+        regions = (make_region([0], units=3), make_region([1, 2], units=5, divided=0.7))
+        problem = problem_on(
+            profile_on(racks(2, 2, devices), layers, regions=regions), splits=tuple(Split)
+        )
+        pricing = pricing_of(problem)
+        assert {mode.width for mode in pricing.tables.modes} >= {1, 2}
+        prices = np.cumsum(rng.uniform(0.5, 1.5, (pricing.tables.num_kinds, pricing.most)), axis=1)
+        templates = all_templates(pricing, 3)
+        periods = [pricing.period_s(stages) for stages in templates]
+        times = [*sorted(rng.choice(periods, 6)), min(periods), 0.8 * min(periods), 10.0]
+        for within, (price, template) in zip(
+            times, pricing.cheapest(prices, times, below=[np.inf] * len(times)), strict=True
+        ):
+            costs = [
+                price_of(pricing, stages, prices)
+                for stages, period in zip(templates, periods, strict=True)
+                if period <= within
+            ]
+            assert price == pytest.approx(min(costs, default=np.inf))
+            if template is not None:
+                assert template.period_s <= within
+                assert price_of(pricing, template.stages, prices) == pytest.approx(price)
+                divided += any(stage.width > 1 for stage in template.stages)
+    assert divided > 10
 
 
 # --- master --------------------------------------------------------------------------------------
@@ -264,3 +310,105 @@ def test_work_and_bound_are_flat_in_the_number_of_copies() -> None:
         assert proved == pytest.approx(found[0][0], rel=5e-3)
         assert kept_s == pytest.approx(found[0][1], rel=5e-3)
         assert priced <= 2 * found[0][2]
+
+
+# --- stages that several devices of a host divide -------------------------------------------------
+
+
+def random_line(
+    rng: random.Random, problem: PlanningProblem, modes: Sequence[Mode], hosts: Sequence[list[str]]
+) -> list[StageAssignment] | None:
+    """Consecutive stages, each in some mode on devices of one host, which are taken away."""
+    stages, at = [], 0
+    while at < problem.num_layers:
+        end = rng.randint(at + 1, problem.num_layers)
+        mode = rng.choice(modes)
+        free = [
+            host for host in hosts if len(host) >= mode.width and host[0] != problem.cluster.root
+        ]
+        layers = tuple(range(at, end))
+        slices = slices_within(problem, mode.slicing, layers)
+        if not free or (mode.width > 1 and not slices):
+            return None
+        host = rng.choice(free)
+        devices = tuple(host.pop() for _ in range(mode.width))
+        shares = (problem.microbatch,) * mode.width
+        stages.append(StageAssignment(layers=layers, devices=devices, shares=shares, slices=slices))
+        at = end
+    return stages
+
+
+def test_no_plan_with_divided_stages_beats_the_bound() -> None:
+    seen = Counter[str]()
+    for seed in range(12):
+        rng = random.Random(seed)
+        layers = [rng.uniform(0.01, 0.05) for _ in range(4)]
+        regions = (
+            make_region([0, 1], units=rng.choice((2, 4, 7)), divided=rng.choice((1.0, 0.8))),
+            make_region([3], units=4, how=rng.choice(("sum", "concat"))),  # type: ignore[arg-type]
+        )
+        cluster = racks(2, 2, 4, kinds=rng.choice((1, 2)))
+        # Few items for many devices: dividing a stage is of use.
+        problem = problem_on(
+            profile_on(cluster, layers, regions=regions),
+            splits=tuple(Split),
+            batch_size=rng.choice((4, 6, 32)),
+        )
+        cost, result = CostModel(problem), solve(problem)
+        assert result.assignment is not None
+        assert result.bound_s is not None
+        assert "2 or 4 like devices of one host" in result.space
+        seen.update(stage.split for stage in result.assignment.stages)
+        modes = StageFigures(problem, cost.figures, find_pools(problem)).modes.all
+        for _ in range(60):
+            hosts = [[f"{h.name}/{d.name}" for d in h.devices] for h in cluster.hosts]
+            lines = [random_line(rng, problem, modes, hosts) for _ in range(rng.randint(1, 4))]
+            made = [
+                PlacedPipeline(PipelineAssignment(items=1, stages=tuple(x)), 0.1)
+                for x in lines
+                if x
+            ]
+            assignment = shared(problem, made)
+            if assignment is not None:
+                seen["priced"] += 1
+                seen["divided"] += any(stage.slices for stage in assignment.stages)
+                price = cost.evaluate(assignment)
+                assert price.period_s >= result.bound_s * (1 - TOLERANCE)
+    assert seen["priced"] > 200
+    assert seen["divided"] > 100
+    assert seen["tensor"]
+
+
+def test_layers_too_large_for_a_device_are_divided_inside_hosts() -> None:
+    # Layers of 1.2 MB and devices of 1 MB: each takes two of them at least.
+    graph = chain_graph(
+        3,
+        floats_per_item=25,
+        weight_bytes=1_200_000,
+        regions=tuple(make_region([i], twin="region") for i in range(3)),
+    )
+    cluster = racks(2, 10, 4, kinds=2)
+    seconds = {d: [0.02 + 0.01 * ("r1" in d)] * 3 for d in cluster.device}
+    profile = make_profile(graph, cluster, seconds=seconds)
+    wishes = {"batch_size": 400, "reserve_bytes": 0}
+    problem = problem_on(profile, splits=tuple(Split), **wishes)
+    result = solve(problem)
+    assert result.assignment is not None
+    assert "other slices were left out" in result.space
+    assert {stage.split for stage in result.assignment.stages} == {"tensor"}
+    for stage in result.assignment.stages:
+        assert len({cluster.host_of[device].name for device in stage.devices}) == 1
+    assert result.objective_s <= 1.1 * (result.bound_s or 0.0)  # type: ignore[operator]
+    made = written(profile, problem, result.assignment)
+    assert [x for x in check_plan(made, profile) if x.severity is Severity.ERROR] == []
+    assert solve(problem_on(profile, **wishes)).status is SolveStatus.INFEASIBLE
+
+
+def test_devices_of_endless_pools_are_counted_one_by_one() -> None:
+    # Hosts of 20: more than a piece may have.
+    profile = profile_on(racks(1, 3, 20), [0.02] * 4, regions=(make_region([0]), make_region([2])))
+    for splits in ((Split.LAYERS, Split.PIPELINES), tuple(Split)):
+        result = solve(problem_on(profile, splits=splits, batch_size=64))
+        assert result.assignment is not None
+        assert max(Counter(result.assignment.devices).values()) == 1
+        assert result.objective_s <= 1.2 * (result.bound_s or 0.0)  # type: ignore[operator]

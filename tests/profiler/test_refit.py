@@ -12,15 +12,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from planner.cost import CostModel
+from planner.problem import PlanningProblem
+from planner.request import PlanRequest
 from profiler import lookup
 from profiler.cli import app
 from profiler.cluster import Cluster, Link
 from profiler.errors import InvalidInputError, StalePlanError
-from profiler.evidence import Exchange, LinkEvidence, RankEvidence, RunEvidence
+from profiler.evidence import (
+    Exchange,
+    LinkEvidence,
+    RankEvidence,
+    RunEvidence,
+    SliceEvidence,
+)
 from profiler.profile import DeviceTimings, Profile
 from profiler.refit_links import refit_links
 from profiler.refitting import fold_back, refit
-from tests.support.builders import GIB, chain_graph, make_cluster, make_profile
+from tests.support.builders import GIB, chain_graph, make_cluster, make_profile, make_region
 
 SIZES = (1, 2, 4, 8, 16)
 
@@ -113,6 +122,103 @@ def factor(new: Profile, old: Profile, device: str, layer: int, items: int) -> f
         return lookup.time_s(rows, items)
 
     return at(new) / at(old)
+
+
+def sliced_world(*, divided: float = 1.0) -> Profile:
+    """``world``, where layers 1 and 2 are a region of four units."""
+    cluster = make_cluster({"a": GIB, "b": GIB}, types={"a": "x", "b": "x"})
+    graph = chain_graph(4, regions=(make_region([1, 2], units=4, divided=divided),))
+    seconds = [0.001, 0.002, 0.003, 0.004]
+    profile = make_profile(graph, cluster, seconds={"a": seconds, "b": seconds})
+    return profile.model_copy(
+        update={"timings": tuple(t.model_copy(update={"slices": ()}) for t in profile.timings)}
+    )
+
+
+def ran_slices(
+    device: str, layers: Sequence[int], units: int, busy_s: float, *, rank: int = 1
+) -> RankEvidence:
+    """A rank that ran ``layers`` in full and so many units of the region, for 4 items."""
+    return ran(device, layers, busy_s, rank=rank).model_copy(
+        update={"slices": (SliceEvidence(region="region1", units=units),), "joined_s": 0.5}
+    )
+
+
+def stage_s(profile: Profile, device: str, layers: Sequence[int], units: int) -> float:
+    """What the cost model says of such a rank."""
+    problem = PlanningProblem.build(profile, PlanRequest(batch_size=4), microbatch=4)
+    figures, name = CostModel(problem).figures, f"h/{device}"
+    return figures.compute_s(layers, name, 4) + figures.slice_s(0, name, 4, units)
+
+
+class TestSlices:
+    """Ranks that divide a stage; joins are not in their busy time."""
+
+    def test_a_rank_that_divides_takes_what_it_took(self) -> None:
+        # Layer 0 in full, 4 ms for 4 items; of the region's 20 ms 3/4, 15 ms. It took 28.5 ms.
+        before = sliced_world()
+        after = refit(before, [report(ran_slices("a", [0], 3, 0.0285))])
+        assert stage_s(before, "a", [0], 3) == pytest.approx(0.019)
+        assert stage_s(after, "a", [0], 3) == pytest.approx(0.0285)
+        assert [factor(after, before, "a", i, 4) for i in range(3)] == pytest.approx([1.5] * 3)
+        assert after.timings_of["h/a"].slices == ()
+
+    def test_what_also_ran_in_full_tells_what_slicing_saves(self) -> None:
+        # In full the region takes 1.1 times as long as the profile says, 22 ms, and the half of it
+        # 15.4 ms: 0.7 of that, so 0.6 of it is divided.
+        before = sliced_world()
+        after = refit(
+            before,
+            [
+                report(ran("a", [0, 1, 2], 1.1 * 0.024)),
+                report(ran_slices("a", [0], 2, 1.1 * 0.004 + 0.0154), plan_id="sha256:other"),
+            ],
+        )
+        assert factor(after, before, "a", 1, 4) == pytest.approx(1.1)
+        timings = after.timings_of["h/a"]
+        assert timings.divided(after.model.regions[0], 4) == pytest.approx(0.6)
+        assert stage_s(after, "a", [0], 2) == pytest.approx(1.1 * 0.004 + 0.0154)
+        assert timings.slices[0].whole_s == pytest.approx(0.022)
+        assert after.timings_of["h/b"] == before.timings_of["h/b"]
+
+    def test_other_counts_of_units_follow(self) -> None:
+        before = sliced_world(divided=0.5)
+        reports = [
+            report(ran("a", [1, 2], 0.020)),
+            report(ran_slices("a", [], 1, 0.020 * 0.4), plan_id="sha256:other"),
+        ]
+        after = refit(before, reports)
+        # A quarter of the units takes 0.4 of the whole: 0.8 is divided.
+        assert after.timings_of["h/a"].divided(after.model.regions[0], 4) == pytest.approx(0.8)
+        assert stage_s(after, "a", [], 3) == pytest.approx(0.020 * (0.2 + 0.8 * 0.75))
+
+    def test_a_run_that_agrees_changes_no_slices(self) -> None:
+        before = sliced_world(divided=0.9)
+        seconds = stage_s(before, "a", [0], 2)
+        after = refit(
+            before,
+            [
+                report(ran("a", [1, 2], 0.020)),
+                report(ran_slices("a", [0], 2, seconds), plan_id="sha256:other"),
+            ],
+        )
+        assert after.timings == before.timings
+
+    def test_no_more_is_divided_than_there_is(self) -> None:
+        before = sliced_world()
+        reports = [
+            report(ran("a", [1, 2], 0.020)),
+            report(ran_slices("a", [], 2, 0.020 * 0.3), plan_id="sha256:other"),
+        ]
+        timings = refit(before, reports).timings_of["h/a"]
+        assert timings.divided(before.model.regions[0], 4) == 1.0
+
+    def test_slices_of_unknown_regions_are_ignored_and_named(self) -> None:
+        strange = ran("a", [0], 0.004).model_copy(
+            update={"slices": (SliceEvidence(region="another", units=1),)}
+        )
+        found = fold_back(sliced_world(), [report(strange, ran("b", [0], 0.005, rank=1))])
+        assert any("regions that the profile lacks" in line for line in found.ignored)
 
 
 class TestTimes:

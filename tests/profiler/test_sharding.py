@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from executor.verification import tolerance
 from profiler.build import build_stage
 from profiler.capture import capture
 from profiler.errors import InvalidInputError
@@ -18,7 +19,7 @@ from profiler.sharding.slicing import only_sound, sliced
 from profiler.sharding.states import NodePlan, Scaled
 from profiler.sources import load_model
 from tests.support import zoo
-from tests.support.captures import captured
+from tests.support.captures import captured, captured_in
 from tests.support.cutting import input_symbols, named_inputs, resized
 from tests.support.sharded import Divisible, call, divisible, run_divided, shares_of
 
@@ -72,7 +73,9 @@ def worst(expected: dict[str, torch.Tensor], actual: dict[str, torch.Tensor]) ->
         assert actual[name].shape == tensor.shape
         if tensor.is_floating_point() or tensor.is_complex():
             scale = float(tensor.abs().max()) or 1.0
-            errors.append(float((actual[name] - tensor).abs().max()) / scale)
+            wide = torch.complex128 if tensor.is_complex() else torch.float64
+            distance = (actual[name].to(wide) - tensor.to(wide)).abs().max()
+            errors.append(float(distance) / scale)
         else:
             assert torch.equal(tensor, actual[name])
     return max(errors)
@@ -103,6 +106,19 @@ def test_in_double_precision_nothing_but_rounding_differs(name: str) -> None:
     tensors, symbols = inputs(model)
     results, _, _ = run_divided(model, slices, 2, tensors, symbols)
     assert worst(undivided(model, tensors, symbols), results[1]) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "vit"])
+def test_in_bfloat16_parts_are_as_close_as_verify_asks(name: str) -> None:
+    model = divisible(captured_in(name, torch.bfloat16))
+    assert model.captured.graph.dtype == "bfloat16"
+    slices = shares_of(model.sharding, (5, 3))
+    tensors, symbols = inputs(model)
+    results, programs, _ = run_divided(model, slices, 2, tensors, symbols)
+    error = worst(undivided(model, tensors, symbols), results[1])
+    assert any(port.shard for port in programs[1].weights)
+    # Terms are rounded to 8 bits before they are added: about 2 ** -8 for every join on the way.
+    assert 0 < error < tolerance(torch.bfloat16)
 
 
 @pytest.mark.parametrize("name", MEGATRON)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from profiler.capture import Captured, capture
 from profiler.sources import load_model
@@ -22,6 +23,17 @@ def captured(name: str) -> Captured:
     """A model of the zoo as data."""
     module, example = {**zoo.CAPTURABLE, **zoo.UNCAPTURABLE}[name]()
     return capture(load_model(module, example))
+
+
+def captured_in(name: str, dtype: torch.dtype) -> Captured:
+    """A model of the zoo with all that floats in another precision, as data."""
+
+    def cast(value: Any) -> Any:
+        floats = isinstance(value, torch.Tensor) and value.is_floating_point()
+        return value.to(dtype) if floats else value
+
+    module, example = {**zoo.CAPTURABLE, **zoo.UNCAPTURABLE}[name]()
+    return capture(load_model(module.to(dtype), tree_map(cast, example)))
 
 
 def undivided(module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> Any:
