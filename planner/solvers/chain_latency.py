@@ -254,7 +254,7 @@ class _Run:
         every = np.array(self.compute)  # [option, kinds, j, e]
         shortest = tables.shortest(every.reshape(-1, *every.shape[2:]))
         windows = tables.windows(shortest, np.finfo(float).max)
-        self.reach = windows.reshape(every.shape[:2]).tolist()
+        self.reach = [[int(n) for n in row] for row in windows.reshape(every.shape[:2])]
         self._every = every
 
     @cached_property
