@@ -254,7 +254,7 @@ class _Run:
         every = np.array(self.compute)  # [option, kinds, j, e]
         shortest = tables.shortest(every.reshape(-1, *every.shape[2:]))
         windows = tables.windows(shortest, np.finfo(float).max)
-        self.reach = [[int(w) for w in row] for row in windows.reshape(every.shape[:2])]
+        self.reach = [[int(n) for n in row] for row in windows.reshape(every.shape[:2])]
         self._every = every
 
     @cached_property
@@ -334,7 +334,7 @@ class _Run:
             passed = tables.hops.last_duration[n, out]
             total = float(self.starting[n, :, -1].min() + passed)
             blocked = self.limited and self.search._piecewise[n] and passed > self.period_s
-            if total < np.inf and not blocked and tables.one_stage:
+            if total < np.inf and not blocked:
                 yield _End(code, n, 0, total)
         for level in states.levels[1:]:
             if limits.expired:
