@@ -43,7 +43,7 @@ class Placing:
         self, problem: PlanningProblem, pools: Pools, tables: TemplateTables, cost: CostModel
     ) -> None:
         self.problem, self.pools, self.cost = problem, pools, cost
-        self.runs, self._slicing = tables.runs, {m.key: m.slicing for m in tables.modes}
+        self.runs, self._slicings = tables.runs, {m.key: m.slicings for m in tables.modes}
         self._priced: dict[tuple[object, ...], tuple[float, Routing] | None] = {}
 
     def place(
@@ -125,12 +125,13 @@ class Placing:
         found, left = [], iter(devices)
         for stage in template.stages:
             layers = tuple(range(stage.start, stage.end))
+            slicing = self._slicings[stage.mode][stage.number]
             found.append(
                 StageAssignment(
                     layers=layers,
                     devices=tuple(islice(left, stage.width)),
                     shares=(self.problem.microbatch,) * stage.width,
-                    slices=slices_within(self.problem, self._slicing[stage.mode], layers),
+                    slices=slices_within(self.problem, slicing, layers),
                 )
             )
         return tuple(found)

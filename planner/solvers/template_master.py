@@ -189,16 +189,16 @@ def _supply(pools: Pools, tables: TemplateTables) -> Supply:
 
 
 def settle(
-    columns: Columns, low_s: float, useful_s: float = math.inf
+    columns: Columns, low_s: float, useful_s: float = math.inf, near_s: float | None = None
 ) -> tuple[float, Trial | None]:
     """A period that no plan can beat, and the least that real numbers of pipelines keep, close by.
 
-    ``low_s`` is a bound known before; nothing from ``useful_s`` on is of use. Ends early at the
-    deadline.
+    ``low_s`` is a bound known before; nothing from ``useful_s`` on is of use. The search begins at
+    ``near_s``, a period that is kept or nearly so. Ends early at the deadline.
     """
     kept: Trial | None = None
     proved = low = low_s
-    period_s = max(low_s, columns.pricing.least_s) * (1 + SETTLED)
+    period_s = near_s or max(low_s, columns.pricing.least_s) * (1 + SETTLED)
     try:
         while period_s < useful_s or kept is None:
             trial = columns.trial(min(period_s, useful_s))
@@ -214,6 +214,8 @@ def settle(
                 if kept.period_s <= low * (1 + SETTLED):
                     break
                 period_s = (kept.period_s * low) ** 0.5 if low > 0 else kept.period_s / 2
+                if near_s is not None and kept.period_s >= near_s:
+                    period_s = max(period_s, near_s / (1 + SETTLED))  # mostly that is all
             else:
                 short = columns.wanted / trial.reached if trial.reached > 0 else 2.0
                 period_s = trial.period_s * min(2.0, max(short, 1 + 2 * SETTLED))

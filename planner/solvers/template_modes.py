@@ -19,7 +19,7 @@ from planner.problem import PlanningProblem
 from planner.room import ModelRoom
 from planner.slices import Slicing
 from planner.slicings import MAX_SLICINGS, find_slicings
-from planner.solvers.arrays import Floats
+from planner.solvers.arrays import Floats, Integers
 from planner.solvers.chain_segments import Segments
 
 WIDTHS = (2, 4, 8, 16)
@@ -31,21 +31,31 @@ MAX_FIGURES = 5e7
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """``width`` devices of one pool of ``kind``; ``number`` tells ways to slice regions apart."""
+    """``width`` devices of one pool of ``kind``, and the ways in which they may slice regions."""
 
     kind: int
     width: int = 1
-    number: int = 0
-    slicing: Slicing = ()
+    slicings: tuple[Slicing, ...] = ((),)
 
     @property
-    def key(self) -> tuple[int, int, int]:
+    def key(self) -> tuple[int, int]:
         """What a stage of a template says of it."""
-        return self.kind, self.width, self.number
+        return self.kind, self.width
 
-    def option(self, items: int) -> Option:
-        """The option that a stage in this mode takes, its kind as the class."""
-        return Option(((self.kind, items),) * self.width, slicing=self.slicing)
+    def options(self, items: int) -> list[Option]:
+        """The options that a stage in this mode takes, its kind as the class."""
+        members = ((self.kind, items),) * self.width
+        return [Option(members, slicing=slicing) for slicing in self.slicings]
+
+
+@dataclass(frozen=True)
+class ModeTimes:
+    """Modes with the seconds of every run of layers ``[m, j, e]``, and the slicing that takes
+    them."""
+
+    modes: tuple[Mode, ...]
+    seconds: Floats
+    number: Integers
 
 
 class Modes:
@@ -57,14 +67,12 @@ class Modes:
         # One pool stands for all of its kind.
         self._problem = replace(problem, classes=tuple(members))
         self._figures = figures
-        self._known: dict[object, tuple[tuple[Mode, ...], Floats]] = {}
-        alone = [Mode(t) for t in range(len(members))]
-        self.all = (*alone, *self._divided(members))
-        size = len(self.all) * problem.num_layers**2
-        self.left_out = problem.tensor_splits and size > MAX_FIGURES
-        if self.left_out:
-            self.all = tuple(alone)
-        self._segments = Segments(self._problem, figures, self._options(self.all))
+        self._known: dict[object, ModeTimes] = {}
+        self._alone = tuple(Mode(t) for t in range(len(members)))
+        self.all = (*self._alone, *self._divided(members))
+        if len(self.all) * problem.num_layers**2 > MAX_FIGURES:
+            self.all = self._alone
+        self._segments = Segments(problem=self._problem, figures=figures, options=())
         self.crossing = self._segments.crossing
         self.root_can_stay_empty = self._segments.root_can_stay_empty
 
@@ -73,9 +81,9 @@ class Modes:
         """Numbers of devices that may divide a stage, ascending."""
         return tuple(sorted({mode.width for mode in self.all} - {1}))
 
-    def describe(self) -> str:
-        """The part of the search space that the modes stand for."""
-        if not self.widths:
+    def describe(self, *, divided: bool) -> str:
+        """The part of the search space that the modes stand for, with divided stages or without."""
+        if not divided or not self.widths:
             left_out = self._problem.tensor_splits
             return "each run on one device" + " (tensor splits were left out)" * left_out
         *some, last = map(str, self.widths)
@@ -86,25 +94,28 @@ class Modes:
             "other slices were left out)"
         )
 
-    def compute_s(self, inner: Mapping[int, Path]) -> tuple[tuple[Mode, ...], Floats]:
-        """The modes that are of use and, by mode, the seconds of every run of layers, where
-        ``inner`` is what lies between the devices of a pool."""
-        key = tuple(sorted(inner.items(), key=lambda x: x[0])) if self.widths else None
+    def times(self, inner: Mapping[int, Path], *, divided: bool) -> ModeTimes:
+        """The modes that are of use, all or those of one device only, where ``inner`` is what lies
+        between the devices of a pool."""
+        key = tuple(sorted(inner.items(), key=lambda x: x[0])) if divided else None
         if key not in self._known:
             segments = self._segments
-            if self.widths:
-                figures = _InPools(self._problem, inner)
-                segments = Segments(self._problem, figures, self._options(self.all))
-            seconds = [segments.compute_s(option) for option in self._options(self.all)]
-            useful = _useful(self.all, seconds)
-            self._known[key] = (
-                tuple(self.all[m] for m in useful),
-                np.stack([seconds[m] for m in useful]),
+            if divided:
+                segments = Segments(self._problem, _InPools(self._problem, inner), ())
+            modes = self.all if divided else self._alone
+            items = self._problem.microbatch
+            found = [
+                np.stack([segments.compute_s(option) for option in mode.options(items)])
+                for mode in modes
+            ]
+            seconds = [each.min(axis=0) for each in found]
+            useful = _useful(modes, seconds)
+            self._known[key] = ModeTimes(
+                modes=tuple(modes[m] for m in useful),
+                seconds=np.stack([seconds[m] for m in useful]),
+                number=np.stack([found[m].argmin(axis=0).astype(np.int8) for m in useful]),
             )
         return self._known[key]
-
-    def _options(self, modes: Sequence[Mode]) -> list[Option]:
-        return [mode.option(self._problem.microbatch) for mode in modes]
 
     def _divided(self, members: Sequence[Sequence[str]]) -> Iterator[Mode]:
         if not self._problem.tensor_splits:
@@ -114,8 +125,8 @@ class Modes:
             for width in WIDTHS:
                 if width <= len(pool):
                     found = find_slicings(self._problem, self._figures, pool[:width], room)
-                    for number, slicing in enumerate(found):
-                        yield Mode(t, width, number, slicing)
+                    if found:
+                        yield Mode(t, width, tuple(found))
 
 
 class _InPools(Figures):

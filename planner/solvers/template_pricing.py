@@ -38,7 +38,7 @@ AT_ONCE = 16
 class TemplateStage:
     """A run of layers on a kind of device; ``begins`` says that it is the first in its pool.
 
-    With a ``width`` above 1 it is divided among so many, in the kind's way of that ``number``.
+    With a ``width`` above 1 it is divided among so many, by the mode's slicing of that ``number``.
     """
 
     kind: int
@@ -49,9 +49,9 @@ class TemplateStage:
     number: int = 0
 
     @property
-    def mode(self) -> tuple[int, int, int]:
+    def mode(self) -> tuple[int, int]:
         """The key of its mode."""
-        return self.kind, self.width, self.number
+        return self.kind, self.width
 
 
 @dataclass(frozen=True)
@@ -171,6 +171,10 @@ class Pricing:
             entered = arrived
         return most
 
+    def template(self, stages: Sequence[TemplateStage]) -> Template:
+        """The template of these stages."""
+        return Template(tuple(stages), self.period_s(stages), pieces_of(stages, self.tables.runs))
+
     def hop(self, stage: TemplateStage, after: TemplateStage) -> Hop:
         """The way from a stage to the one behind."""
         ways = self._hops[stage.kind, after.kind, after.begins]
@@ -270,7 +274,7 @@ class _Run:
         p = 0
         while True:
             m, (x, start) = self._start(i, (t, p, r), cut)
-            width, number = modes[m].width, modes[m].number
+            width, number = modes[m].width, int(self.tables.number[m, start, cut])
             if start == 0:
                 stages.append(TemplateStage(t, start, cut, True, width, number))
                 break
@@ -280,9 +284,7 @@ class _Run:
             stages.append(TemplateStage(t, start, cut, begins, width, number))
             (t, p, r), cut = source, start
         stages.reverse()
-        return Template(
-            tuple(stages), pricing.period_s(stages), pieces_of(stages, self.tables.runs)
-        )
+        return pricing.template(stages)
 
     def _start(self, i: int, state: tuple[int, int, int], cut: int) -> tuple[int, tuple[int, int]]:
         """Mode, port of entry and first layer of the stage that ends at ``cut``."""

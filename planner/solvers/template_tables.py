@@ -64,6 +64,7 @@ class TemplateTables:
 
     modes: tuple[Mode, ...]
     own: Floats
+    number: Integers  # which of a mode's slicings, by run
     apart: Floats
     moving: Floats
     receive: Floats
@@ -90,8 +91,8 @@ class TemplateTables:
         return np.array([mode.kind for mode in self.modes], dtype=np.int64)
 
     @cached_property
-    def position(self) -> dict[tuple[int, int, int], int]:
-        """Position of each mode by kind, width and number."""
+    def position(self) -> dict[tuple[int, int], int]:
+        """Position of each mode by kind and width."""
         return {mode.key: m for m, mode in enumerate(self.modes)}
 
     @cached_property
@@ -124,14 +125,16 @@ class StageFigures:
             for cut in range(problem.num_layers)
         ]
 
-    def tables(self, paths: Paths) -> TemplateTables:
-        """The arrays for these paths."""
+    def tables(self, paths: Paths, *, divided: bool | None = None) -> TemplateTables:
+        """The arrays for these paths, with stages that several devices divide (by default, where
+        there are any) or without."""
         num_kinds, num_layers = len(self.pools.kinds), self.problem.num_layers
-        modes, compute = self.modes.compute_s(paths.inner)
-        own = compute.copy()
+        some = bool(self.modes.widths) if divided is None else divided
+        times = self.modes.times(paths.inner, divided=some)
+        modes, own = times.modes, times.seconds.copy()
         if Split.LAYERS not in self.problem.request.splits:
             own[:] = np.inf
-            own[:, 0, -1] = compute[:, 0, -1]
+            own[:, 0, -1] = times.seconds[:, 0, -1]
         apart = np.zeros((num_kinds, *own.shape[1:]))
         for t in range(num_kinds):
             held = self._root_traffic(t, paths, apart[t])
@@ -170,6 +173,7 @@ class StageFigures:
         return TemplateTables(
             modes=modes,
             own=own,
+            number=times.number,
             apart=apart,
             moving=moving,
             receive=receive,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -29,8 +29,8 @@ from planner.solvers.base import (
     SolveStatus,
 )
 from planner.solvers.placing import Placing, shared
-from planner.solvers.template_master import PROOF, Columns, Trial, settle
-from planner.solvers.template_pricing import Pricing
+from planner.solvers.template_master import PROOF, SETTLED, Columns, Trial, settle
+from planner.solvers.template_pricing import Pricing, Template
 from planner.solvers.template_tables import StageFigures
 
 MAX_KINDS = 48
@@ -50,6 +50,22 @@ EFFORTS_S = (0.15, 1.5)
 
 ENOUGH = 3e-3
 """A plan this close to the bound is not worth rounding again."""
+
+
+ALONE_FRACTION = 0.6
+"""Of the time for plans without divided stages, where there may be any."""
+
+PROVED = 0.02
+"""A bound for plans with divided stages that is weaker by more than this is not stated; then it is
+said that they are left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """The templates that a search ended with, and the least period that they keep."""
+
+    templates: tuple[Template, ...]
+    period_s: float
 
 
 class TemplateSolver:
@@ -97,34 +113,56 @@ class _Search:
         self.best: Assignment | None = None
         self.ceiling_s = math.inf if limits.cutoff_s is None else limits.cutoff_s
         self.bound_s = objective_bound_s(problem, cost.figures)
+        self.divided = False
         self.priced = 0
 
     def run(self) -> SolverResult:
-        """Bound and plan at best, then plans that keep at worst, then at best with more effort."""
-        if not self.figures.root_can_stay_empty:
+        """Stages on one device first; then, from what was found, those that several divide too."""
+        divisible = bool(self.figures.modes.widths)
+        if not self.figures.root_can_stay_empty or not self._possible(divided=divisible):
+            self.divided = divisible
             return self._result(nothing=True)
-        if not self._possible():
-            return self._result(nothing=True)
-        begun = time.monotonic()
-        part = replace(self.limits, deadline=begun + 0.5 * self.limits.remaining_s())
-        columns, proved_s, kept = self._settle(self.pools.best, part)
+        anything_s, known = self.bound_s, None
+        if not divisible or self._possible(divided=False):
+            fraction = ALONE_FRACTION if divisible else 1.0
+            known = self._look(self._part(fraction), divided=False, known=None)
+        if divisible and not self.limits.expired:
+            alone_s, before = self.bound_s, self.best
+            self.bound_s, self.divided = anything_s, True
+            self._look(self.limits, divided=True, known=known)
+            better = self.best is not before
+            if self.bound_s < alone_s * (1 - PROVED) and not better:
+                # Not enough is proved of divided stages: what is known holds without them.
+                self.bound_s, self.divided = alone_s, False
+        return self._result(nothing=False)
+
+    def _look(self, limits: SolveLimits, *, divided: bool, known: _Known | None) -> _Known | None:
+        """Bound and plan at best, then plans that keep at worst, then at best with more effort.
+
+        ``known`` is what a search without divided stages found.
+        """
+        part = _sooner(limits, 0.5)
+        columns, proved_s, kept = self._settle(self.pools.best, part, divided, known)
         if self.problem.graph.is_chain:
             self.bound_s = max(self.bound_s, proved_s)
         if kept is None:
-            return self._result(nothing=False)
-        part = replace(self.limits, deadline=begun + 0.7 * self.limits.remaining_s())
-        self._round(columns, kept, part, EFFORTS_S[0])
-        if self._open and self.pools.worst != self.pools.best and not self.limits.expired:
-            safe, _, sound = self._settle(self.pools.worst, self.limits)
-            if sound is not None and sound.period_s < self.ceiling_s:
-                self._round(safe, sound, self.limits, EFFORTS_S[0])
-        self._round(columns, kept, self.limits, EFFORTS_S[1])
+            return None
+        if known is None or kept.period_s < known.period_s * (1 - 2 * SETTLED):
+            self._round(columns, kept, _sooner(limits, 0.4), EFFORTS_S[0])
+            if self._open and self.pools.worst != self.pools.best and not limits.expired:
+                safe, _, sound = self._settle(self.pools.worst, limits, divided, None)
+                if sound is not None and sound.period_s < self.ceiling_s:
+                    self._round(safe, sound, limits, EFFORTS_S[0])
+            self._round(columns, kept, limits, EFFORTS_S[1])
         self._ask(columns)
-        return self._result(nothing=False)
+        return _Known(tuple(columns.templates), kept.period_s)
 
-    def _possible(self) -> bool:
+    def _part(self, fraction: float) -> SolveLimits:
+        return _sooner(self.limits, fraction)
+
+    def _possible(self, *, divided: bool) -> bool:
         """Whether there is any template at all, however slow."""
-        pricing = Pricing(self.figures.tables(self.pools.best))
+        pricing = Pricing(self.figures.tables(self.pools.best, divided=divided))
         ones = np.ones((len(self.pools.kinds), pricing.most))
         ((price, _),) = pricing.cheapest(ones, [ENDLESS_S], below=[0.0])
         return price < math.inf
@@ -143,12 +181,16 @@ class _Search:
             if trial.at_most < columns.wanted * (1 - PROOF):
                 self.bound_s = self.ceiling_s
 
-    def _settle(self, paths: Paths, limits: SolveLimits) -> tuple[Columns, float, Trial | None]:
+    def _settle(
+        self, paths: Paths, limits: SolveLimits, divided: bool, known: _Known | None
+    ) -> tuple[Columns, float, Trial | None]:
         """The templates for these paths, a proved bound, and the least period that is kept."""
-        columns = Columns(
-            self.figures.tables(paths), self.pools, self.problem.num_microbatches, limits
-        )
-        proved, kept = settle(columns, self.bound_s, self.ceiling_s)
+        tables = self.figures.tables(paths, divided=divided)
+        columns = Columns(tables, self.pools, self.problem.num_microbatches, limits)
+        for template in known.templates if known else ():
+            columns.add(columns.pricing.template(template.stages))
+        near_s = known.period_s if known else None
+        proved, kept = settle(columns, self.bound_s, self.ceiling_s, near_s)
         self.priced += columns.priced
         return columns, proved, kept
 
@@ -175,9 +217,10 @@ class _Search:
 
     def _result(self, *, nothing: bool) -> SolverResult:
         order = "" if self.problem.graph.is_chain else " in the captured order"
+        modes = self.figures.modes.describe(divided=self.divided)
         space = (
             "one pipeline, or several side by side that share the microbatches of a batch, each a "
-            f"line of consecutive runs of layers{order}, {self.figures.modes.describe()} "
+            f"line of consecutive runs of layers{order}, {modes} "
             f"({len(self.pools.kinds)} kinds of device)"
         )
         if nothing and not self.problem.tensor_splits:
@@ -196,3 +239,8 @@ class _Search:
             space=space,
             candidates=self.priced,
         )
+
+
+def _sooner(limits: SolveLimits, fraction: float) -> SolveLimits:
+    """Limits with a part of the time that is left."""
+    return replace(limits, deadline=time.monotonic() + fraction * limits.remaining_s())

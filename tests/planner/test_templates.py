@@ -111,7 +111,7 @@ def all_templates(pricing: Pricing, num_layers: int) -> list[tuple[TemplateStage
             for modes in itertools.product(tables.modes, repeat=size):
                 for begins in itertools.product((True, False), repeat=size - 1):
                     stages = tuple(
-                        TemplateStage(m.kind, j, e, b, m.width, m.number)
+                        TemplateStage(m.kind, j, e, b, m.width)
                         for m, j, e, b in zip(modes, [0, *cuts], ends, (True, *begins), strict=True)
                     )
                     if allowed(pricing, stages):
@@ -327,7 +327,7 @@ def random_line(
             host for host in hosts if len(host) >= mode.width and host[0] != problem.cluster.root
         ]
         layers = tuple(range(at, end))
-        slices = slices_within(problem, mode.slicing, layers)
+        slices = slices_within(problem, rng.choice(mode.slicings), layers)
         if not free or (mode.width > 1 and not slices):
             return None
         host = rng.choice(free)

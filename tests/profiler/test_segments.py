@@ -37,7 +37,10 @@ def test_every_time_is_multiplied_and_nothing_else_changes() -> None:
 
 
 @pytest.mark.parametrize("name", ["mlp", "llama", "counter"])
-def test_segments_are_runs_of_the_models_own_layers(name: str) -> None:
+def test_segments_are_runs_of_the_models_own_layers(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("profiler.segments.BLOCK_S", 0.005)  # which layers, not how long
     bench = LayerBench(captured(name), device=torch.device("cpu"))
     rows = {twin: (row(2, 1e-4), row(4, 2e-4)) for twin in bench.built}
     found = list(
