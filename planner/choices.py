@@ -21,15 +21,19 @@ from planner.solvers.base import Assignment, StageAssignment
 MAX_STAGES = 64
 """Of more stages on several devices, the first are explained."""
 
+MAX_PRICED = 4096
+"""Stages explained times stages of the plan; each is explained by prices of the whole plan."""
+
 
 def split_choices(
     problem: PlanningProblem, assignment: Assignment, cost: CostModel
 ) -> tuple[StageChoice, ...]:
     """What each stage on several devices would cost if it were split otherwise."""
     found: list[StageChoice] = []
+    most = max(1, min(MAX_STAGES, MAX_PRICED // len(assignment.stages)))
     for p, pipeline in enumerate(assignment.pipelines):
         for s, stage in enumerate(pipeline.stages):
-            if len(stage.devices) < 2 or len(found) == MAX_STAGES:
+            if len(stage.devices) < 2 or len(found) == most:
                 continue
 
             def priced(
@@ -98,7 +102,8 @@ def _how(problem: PlanningProblem, stage: StageAssignment) -> str:
 
 
 def _on_one(problem: PlanningProblem, stage: StageAssignment) -> Iterator[StageAssignment]:
-    for device in stage.devices:
+    alike = {problem.class_of[device]: device for device in reversed(stage.devices)}
+    for device in sorted(alike.values(), key=stage.devices.index):
         yield replace(stage, devices=(device,), shares=(problem.microbatch,), slices=())
 
 

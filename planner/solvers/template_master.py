@@ -120,7 +120,11 @@ class Columns:
         return trial
 
     def _offers(self, period_s: float, prices: Floats, close: float) -> tuple[float, int]:
-        """The most that any template is worth for its price, to ``close``; how many were new."""
+        """The most that any template is worth for its price, to ``close``; how many were new.
+
+        Raises:
+            TimeoutError: the deadline has passed.
+        """
         best, new = 0.0, 0
         most = min(self.wanted, worth(self.pricing.least_s, period_s, self.wanted))
         open_ranges: list[_Range] = []
@@ -129,6 +133,8 @@ class Columns:
         firsts = sorted({n for n in (1, 2, *(2**i + 1 for i in range(1, 62))) if n <= most})
         asked = list(zip(firsts, [*(n - 1 for n in firsts[1:]), most], strict=True))
         while asked:
+            if self.limits.expired:
+                raise TimeoutError
             found = self.pricing.cheapest(
                 prices,
                 [period_s / first for first, _ in asked],
