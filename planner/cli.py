@@ -6,7 +6,6 @@ Commands import what they need when they run, so that reading a plan stays quick
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,13 +15,22 @@ import typer
 from planner.pareto_command import Wanted, show_front
 from planner.place_command import place
 from planner.what_if_command import what_if
+from planner.wish_flags import (
+    Division,
+    Goal,
+    Receiver,
+    forbid_of,
+    fraction_of,
+    merged_request,
+    pair_of,
+    prices_of,
+    sizes_of,
+)
 from profiler.console import STDOUT, Format, commands, note, write_file, write_json, write_result
 from profiler.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from planner.planfile import Plan
-    from planner.request import PlanRequest
-    from profiler.profile import Profile
 
 EXIT_FINDINGS = 5
 """Exit code of ``check`` when the plan breaks a rule."""
@@ -31,32 +39,6 @@ EXIT_DIFFERENT = 1
 """Exit code of ``diff`` when the plans differ."""
 
 app = commands("Decide how to split a model, and read, explain and check the decision.")
-
-
-class Goal(StrEnum):
-    """What to make small: the time between batches, that of one batch, the devices, their price."""
-
-    THROUGHPUT = "throughput"
-    LATENCY = "latency"
-    DEVICES = "devices"
-    PRICE = "price"
-
-
-class Division(StrEnum):
-    """A way to divide the work that the planner may use."""
-
-    LAYERS = "layers"
-    BATCH = "batch"
-    TENSOR = "tensor"
-    PIPELINES = "pipelines"
-
-
-class Receiver(StrEnum):
-    """Who has the answer in the end."""
-
-    ROOT = "root"
-    ALL = "all"
-    SCATTERED = "scattered"
 
 
 class Page(StrEnum):
@@ -185,22 +167,22 @@ def plan(  # noqa: PLR0913  (one parameter a flag)
         "batch_size": batch_size,
         "microbatch_size": microbatch_size,
         "splits": split and [x.value for x in split],
-        "pins": pin and [_pair(x, "--pin", "layers", "device") for x in pin],
-        "forbids": forbid and [_forbid(x) for x in forbid],
+        "pins": pin and [pair_of(x, "--pin", "layers", "device") for x in pin],
+        "forbids": forbid and [forbid_of(x) for x in forbid],
         "keep_together": keep_together,
         "reserve_bytes": reserve,
-        "max_bytes": max_memory and _sizes(max_memory),
+        "max_bytes": max_memory and sizes_of(max_memory),
         "max_stages": max_stages,
         "max_latency_s": max_latency,
         "min_items_per_s": min_rate,
         "max_devices": max_devices,
-        "prices_per_hour": price and _prices(price),
+        "prices_per_hour": price and prices_of(price),
         "aggregation": aggregation,
         "destination": destination and destination.value,
         "solver": solver,
         "limits": None if time_limit is None else {"time_s": time_limit},
     }
-    least = _fraction(min_gain, "--min-gain")
+    least = fraction_of(min_gain, "--min-gain")
     used = None if baseline is None else _load(str(baseline))
     asked = merged_request(request, wishes, measured, used)
     machines = None if cluster is None else Cluster.load(cluster)
@@ -395,62 +377,3 @@ def _show_plan(made: Plan, output: str, form: Format) -> None:
         note(render_text(report))
     elif output != STDOUT:
         write_result(render_json(report))
-
-
-def merged_request(
-    path: Path | None, wishes: Mapping[str, object], profile: Profile, used: Plan | None
-) -> PlanRequest:
-    """The request of the file, or that of the plan in use, with the flags over it."""
-    from planner.request import PlanRequest
-    from profiler.documents import load_data
-
-    data: dict[str, object] = {"kind": "PlanRequest", "format_version": "1.0"}
-    if path is not None:
-        data = load_data(path)
-    elif used is not None:
-        data = used.inputs.request.model_dump(mode="json", exclude_none=True)
-    given = {name: value for name, value in wishes.items() if value is not None}
-    limits = given.pop("limits", None)
-    if isinstance(limits, dict):
-        before = data.get("limits")
-        given["limits"] = {**(before if isinstance(before, dict) else {}), **limits}
-    data = {**data, **given}
-    data.setdefault("batch_size", max(profile.batch_sizes, default=1))
-    return PlanRequest.from_data(data, name="the request" if path is None else str(path))
-
-
-def _fraction(text: str, flag: str) -> float:
-    number = text.strip()
-    try:
-        return float(number[:-1]) / 100 if number.endswith("%") else float(number)
-    except ValueError as error:
-        raise InvalidInputError(f"{flag} {text!r}: write a part such as 2% or 0.02") from error
-
-
-def _pair(text: str, flag: str, first: str, second: str) -> dict[str, object]:
-    left, _, right = text.rpartition("=")
-    if not left or not right:
-        raise InvalidInputError(f"{flag} {text!r}: write {first.upper()}={second.upper()}")
-    return {first: left, second: right}
-
-
-def _forbid(text: str) -> dict[str, object]:
-    if "=" not in text:
-        return {"device": text}
-    return _pair(text, "--forbid", "layers", "device")
-
-
-def _prices(texts: list[str]) -> dict[str, object]:
-    found: dict[str, object] = {}
-    for text in texts:
-        pair = _pair(text, "--price", "type", "price")
-        try:
-            found[str(pair["type"])] = float(str(pair["price"]))
-        except ValueError as error:
-            raise InvalidInputError(f"--price {text!r}: write a number, as 1.20") from error
-    return found
-
-
-def _sizes(texts: list[str]) -> dict[str, object]:
-    pairs = [_pair(text, "--max-memory", "device", "size") for text in texts]
-    return {str(pair["device"]): pair["size"] for pair in pairs}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from planner.wish_flags import merged_request
 from profiler.console import Format, note, write_json, write_result
 from profiler.errors import InvalidInputError
 
@@ -71,7 +72,6 @@ def what_if(  # noqa: PLR0913  (one parameter a flag)
     Without a change: each device gone, twice as fast, with twice the memory; each distinct link ten
     times as fast, all within the time limit. * marks what rests on figures that nobody measured.
     """
-    from planner.cli import merged_request
     from planner.supposed import summaries
     from planner.supposed import what_if as ask
     from planner.what_if_text import render_what_if
