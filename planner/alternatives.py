@@ -12,7 +12,7 @@ from planner.cost import CostModel, PlanCost
 from planner.lower import describe_bottleneck
 from planner.planfile import Alternative, IdleDevice
 from planner.problem import PlanningProblem
-from planner.request import Split
+from planner.request import Objective, Split
 from planner.rules import RuleOutcome
 from planner.solvers.base import TOLERANCE, Assignment, SolverResult, SolveStatus
 from profiler.units import format_bytes, format_seconds
@@ -213,6 +213,8 @@ def _forced(chosen: Chosen, device: str, result: SolverResult) -> Rival:
             why = "no plan with a stage on it keeps every limit, or none was found"
             if result.status is SolveStatus.INFEASIBLE:
                 why = "no plan with a stage on it fits and keeps every limit"
+                if problem.request.objective in (Objective.DEVICES, Objective.PRICE):
+                    why = "with it as well it is more than the least that keeps the limits"
         else:
             why = _no_room(problem, device)
         return _lacking(problem, f"with {device}", why)

@@ -104,8 +104,14 @@ def what_if(
     ``cluster`` is what there is now, if not the profile's. ``progress`` hears of every search.
 
     Raises:
-        InvalidInputError: a change cannot be, is listed twice, or the inputs contradict each other.
+        InvalidInputError: a change cannot be, is listed twice, or the inputs contradict each other;
+            the objective counts devices or their price.
     """
+    if request.objective in (Objective.DEVICES, Objective.PRICE):
+        raise InvalidInputError(
+            f"what-if ranks changes by throughput or latency, and the request's objective is "
+            f"{request.objective}: ask with --objective throughput"
+        )
     start = World(
         profile=profile if cluster is None else on_cluster(profile, cluster), request=request
     )

@@ -351,6 +351,12 @@ def test_bad_input_is_refused(flags: tuple[str, ...], message: str, tmp_path: Pa
     assert message in " ".join(result.stderr.split())
 
 
+def test_an_objective_that_counts_devices_is_refused() -> None:
+    request = REQUEST.model_copy(update={"objective": Objective.DEVICES, "min_items_per_s": 0.1})
+    with pytest.raises(InvalidInputError, match=r"objective is devices: ask with --objective"):
+        asked(small(), RemoveDevice(place="b"), request=request)
+
+
 def test_a_device_that_cannot_do_the_models_dtype_is_refused_unless_any_is_asked() -> None:
     profile = small()
     half = profile.replaced(model=profile.model.replaced(dtype="bfloat16"))
