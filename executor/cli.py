@@ -276,6 +276,7 @@ class Kind(StrEnum):
     PROFILE = "profile"
     PLAN_REQUEST = "plan-request"
     PLAN = "plan"
+    PARETO_FRONT = "pareto-front"
     RUN_REPORT = "run-report"
 
 

@@ -105,6 +105,17 @@ class TestLimits:
             codes = {x.code for x in check_plan(edit(found, wish), PROFILE)}
             assert code in codes
 
+    def test_a_device_that_is_not_needed_is_more_than_the_least(self) -> None:
+        # Two of three equal devices bring 4 items in 12 s; the third would be one too many.
+        equal = make_profile(
+            chain_graph(6),
+            make_cluster(dict.fromkeys("abc", GIB), types=dict.fromkeys("abc", "t"), latency_s=0.8),
+            seconds={name: [1.0] * 6 for name in "abc"},
+        )
+        wish = {"objective": Objective.DEVICES, "min_items_per_s": 4 / 12}
+        (idle,) = plan(equal, REQUEST.replaced(**wish)).search.idle
+        assert idle.reason == "with it as well it is more than the least that keeps the limits"
+
     def test_check_derives_what_is_said_of_limits_and_devices(self) -> None:
         limited = made(max_latency_s=16.7)
         counted = made(objective=Objective.DEVICES, min_items_per_s=4 / 12)
