@@ -34,8 +34,10 @@ from profiler.sources import load_model
 
 PORT = 29600
 SEQUENTIAL = "device map order"
-LEAST_REPEATS = 2
 """Layers in order on devices filled evenly by bytes, one device busy at a time."""
+
+LEAST_REPEATS = 2
+"""Turns that every plan takes part in."""
 
 
 @dataclass(frozen=True, kw_only=True)
