@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 
 from planner.cost import CostModel, PlanCost
 from planner.lower import describe_bottleneck
-from planner.planfile import Alternative, IdleDevice
 from planner.problem import PlanningProblem
 from planner.request import Objective, Split
 from planner.rules import RuleOutcome
+from planner.searchrecord import Alternative, IdleDevice
 from planner.solvers.base import TOLERANCE, Assignment, SolverResult, SolveStatus
 from profiler.units import format_bytes, format_seconds
 

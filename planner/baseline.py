@@ -14,17 +14,10 @@ from pydantic import ValidationError
 
 from planner.check_targets import devices_total
 from planner.diff import diff, headline
-from planner.planfile import (
-    Alternative,
-    BaselineRecord,
-    IdleDevice,
-    LimitRecord,
-    Plan,
-    PlanWarning,
-    SearchRecord,
-)
+from planner.planfile import Plan, PlanWarning
 from planner.reprice import Repriced, reprice
 from planner.request import Objective, PlanRequest
+from planner.searchrecord import Alternative, BaselineRecord, IdleDevice, LimitRecord, SearchRecord
 from profiler.cluster import Cluster
 from profiler.documents import describe
 from profiler.errors import InvalidInputError, StalePlanError

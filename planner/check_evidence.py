@@ -14,14 +14,9 @@ from planner.check_prices import price_findings
 from planner.derive import Derived, RankLoad
 from planner.findings import Finding, Severity, error, warning
 from planner.layout import Layout
-from planner.planfile import (
-    BaselineRecord,
-    HypotheticalEstimate,
-    Plan,
-    RankEstimate,
-    SearchRecord,
-)
+from planner.planfile import HypotheticalEstimate, Plan, RankEstimate
 from planner.prices import Prices
+from planner.searchrecord import BaselineRecord, SearchRecord
 from profiler.cluster import Cluster
 from profiler.profile import Profile
 from profiler.units import format_bytes, format_seconds

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from planner.findings import Finding, Severity
-from planner.planfile import Plan, SplitPrice, WishPrice
+from planner.planfile import Plan
 from planner.request import PlanRequest, Split
+from planner.searchrecord import SplitPrice, WishPrice
 
 ROUNDED = 5.1e-5
 """Relative difference allowed between figures of five digits."""

@@ -10,10 +10,11 @@ from dataclasses import replace
 
 from planner.cost import CostModel
 from planner.options import shares_of
-from planner.planfile import SplitCost, StageChoice, StageSplit, place
+from planner.planfile import place
 from planner.problem import PlanningProblem
-from planner.request import Split
+from planner.request import Split, StageSplit
 from planner.rules import shortfall
+from planner.searchrecord import SplitCost, StageChoice
 from planner.slices import slices_within
 from planner.slicings import find_slicings, slicing_by_speed
 from planner.solvers.base import Assignment, StageAssignment

@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from planner.alternatives import Chosen
-from planner.planfile import DevicesRecord
 from planner.problem import PlanningProblem
 from planner.request import PlanRequest
 from planner.search import Search
+from planner.searchrecord import DevicesRecord
 from planner.solvers.base import TOLERANCE
 from planner.targets import DEVICES, KEPT, PRICE, Budget
 from profiler.cluster import Cluster

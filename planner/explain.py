@@ -11,17 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from planner.actual import read_actuals
 from planner.aggregation import reasons
-from planner.planfile import (
-    INPUT,
-    Pipeline,
-    Plan,
-    RankBinding,
-    RankMemory,
-    SearchRecord,
-    Stage,
-    Transfer,
-    place,
-)
+from planner.planfile import INPUT, Pipeline, Plan, RankBinding, RankMemory, Stage, Transfer, place
+from planner.searchrecord import SearchRecord
 from planner.shown import (
     AlternativeShown,
     DevicesShown,

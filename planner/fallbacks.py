@@ -11,10 +11,11 @@ from collections.abc import Iterator
 
 from planner.alternatives import Chosen
 from planner.device_search import search_plan
-from planner.planfile import Fallback, Plan, SearchRecord
+from planner.planfile import Plan
 from planner.problem import PlanningProblem
 from planner.request import PlanRequest
 from planner.search import Search
+from planner.searchrecord import Fallback, SearchRecord
 from planner.selection import fold
 from planner.solvers.base import TOLERANCE, StageAssignment
 from planner.unreachable import has_limits

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from planner.alternatives import MAX_DEVICES, Chosen, Resolve
-from planner.planfile import LimitName, LimitRecord
 from planner.problem import PlanningProblem
+from planner.searchrecord import LimitName, LimitRecord
 from planner.targets import DEVICES, Targets
 
 

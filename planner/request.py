@@ -47,6 +47,10 @@ class Split(StrEnum):
     PIPELINES = "pipelines"
 
 
+StageSplit = Literal["none", "batch", "tensor"]
+"""How the ranks of a stage divide its work."""
+
+
 class Destination(StrEnum):
     """Who has the answer: the root rank, every rank, or each rank that of its own items."""
 

@@ -15,11 +15,11 @@ from planner.alternatives import Chosen, Rival, idle_rivals, rule_rivals, split_
 from planner.bounds import objective_bound_s
 from planner.cost import CostModel
 from planner.microbatches import microbatch_sizes
-from planner.planfile import IdleDevice
 from planner.portfolio import solve
 from planner.problem import PlanningProblem
 from planner.request import PlanRequest
 from planner.rules import RuleOutcome, apply_rules
+from planner.searchrecord import IdleDevice
 from planner.solvers import load_solver
 from planner.solvers.base import TOLERANCE, SolveLimits, SolverResult, SolveStatus
 from planner.targets import KEPT, Targets

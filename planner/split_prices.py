@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from planner.alternatives import Chosen, Rival
 from planner.cost import CostModel
 from planner.fallbacks import describe
-from planner.planfile import SplitPrice
 from planner.portfolio import solve
 from planner.problem import PlanningProblem
 from planner.request import Split
 from planner.search import Search
+from planner.searchrecord import SplitPrice
 from planner.solvers.base import TOLERANCE, SolveLimits, SolverResult, SolveStatus
 from profiler.errors import InvalidInputError
 from profiler.units import format_seconds

@@ -11,9 +11,9 @@ from dataclasses import replace
 
 from planner.fallbacks import describe
 from planner.limits import Limit, LimitKind, wishes, without
-from planner.planfile import WishPrice
 from planner.request import Split
 from planner.search import Search
+from planner.searchrecord import WishPrice
 from planner.solvers.base import TOLERANCE
 from planner.split_prices import why_no_split
 from profiler.errors import InvalidInputError

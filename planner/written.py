@@ -10,17 +10,10 @@ from planner.cost import CostModel
 from planner.device_search import Searched
 from planner.limit_costs import limit_records
 from planner.lower import estimate, lower
-from planner.planfile import (
-    FileInput,
-    ModelInput,
-    Plan,
-    PlanInputs,
-    SearchRecord,
-    SplitPrice,
-    plan_id,
-)
+from planner.planfile import FileInput, ModelInput, Plan, PlanInputs, plan_id
 from planner.request import PlanRequest
 from planner.search import gap_of
+from planner.searchrecord import SearchRecord, SplitPrice
 from planner.solvers.base import TOLERANCE
 from planner.split_prices import split_prices
 from planner.warnings import plan_warnings

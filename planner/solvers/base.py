@@ -13,8 +13,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from planner.flows import Routing
-from planner.planfile import StageSplit
-from planner.request import Split
+from planner.request import Split, StageSplit
 from planner.slices import Slicing
 
 if TYPE_CHECKING:

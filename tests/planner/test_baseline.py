@@ -13,9 +13,10 @@ from planner.baseline import Baseline, beside
 from planner.check import check_plan, rederive
 from planner.explain import explain
 from planner.findings import Severity
-from planner.planfile import BaselineRecord, Plan
+from planner.planfile import Plan
 from planner.render import render_text
 from planner.request import Objective, Pin, PlanRequest, Split
+from planner.searchrecord import BaselineRecord
 from profiler.errors import InvalidInputError, StalePlanError
 from profiler.profile import Profile
 from tests.support.builders import GIB, chain_graph, make_cluster, make_profile

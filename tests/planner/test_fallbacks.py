@@ -9,9 +9,10 @@ from planner.check import check_plan
 from planner.explain import explain
 from planner.fallbacks import without_device
 from planner.markdown import render_markdown
-from planner.planfile import Fallback, Plan
+from planner.planfile import Plan
 from planner.render import render_text
 from planner.request import Pin, PlanRequest, Split
+from planner.searchrecord import Fallback
 from profiler.cluster import Link
 from profiler.profile import Profile
 from tests.support.builders import GIB, chain_graph, make_cluster, make_profile

@@ -19,9 +19,10 @@ from planner.cost import CostModel
 from planner.findings import Severity
 from planner.flows import Routing
 from planner.lower import estimate, lower
-from planner.planfile import FileInput, IdleDevice, ModelInput, Plan, PlanInputs
+from planner.planfile import FileInput, ModelInput, Plan, PlanInputs
 from planner.problem import PlanningProblem
 from planner.request import Destination, Forbid, Limits, Objective, Pin, PlanRequest, Split
+from planner.searchrecord import IdleDevice
 from planner.solvers.base import Assignment, PipelineAssignment, StageAssignment
 from profiler.cluster import Cluster, Link
 from profiler.errors import InfeasiblePlanError, InvalidInputError

@@ -15,7 +15,6 @@ from planner.planfile import (
     OUTPUT,
     Estimate,
     FileInput,
-    IdleDevice,
     ModelInput,
     Pipeline,
     Plan,
@@ -24,7 +23,6 @@ from planner.planfile import (
     RankBinding,
     RankEstimate,
     Schedule,
-    SearchRecord,
     Slices,
     Stage,
     Transfer,
@@ -32,6 +30,7 @@ from planner.planfile import (
     plan_id,
 )
 from planner.request import Destination, PlanRequest
+from planner.searchrecord import IdleDevice, SearchRecord
 from planner.selection import fold
 from profiler.cluster import Cluster
 from profiler.graph import ModelGraph

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from planner.planfile import Alternative, Plan, PlanWarning
+from planner.planfile import Plan, PlanWarning
 from planner.request import PlanRequest
+from planner.searchrecord import Alternative
 from profiler.cluster import Cluster, DefaultLink, Device, Host, Link
 from profiler.graph import Layer, ModelGraph, Tensor, Weight
 from profiler.profile import Profile
