@@ -8,7 +8,8 @@ A bundle is a directory on this machine with ``bundle.json``, one ``rank-R.json`
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 
 from executor.distribute import WEIGHTS_FILE
 from executor.schedule import Schedule
+from executor.waiting import Waits
 from planner.planfile import Plan
 from profiler.capture import Captured
 from profiler.documents import write_atomically
@@ -97,13 +99,13 @@ def write_rank(
     *,
     program: StageProgram | None = None,
     recipes: Mapping[str, Recipe] | None = None,
-    waits: Sequence[float] | None = None,
+    waits: Waits | None = None,
 ) -> None:
     """Write what one rank reads: its stage and where its weights are, or how long it waits."""
     own: dict[str, Any] = {
         "program": None if program is None else program.to_data(),
         "recipes": dict(recipes or {}),
-        "waits": None if waits is None else list(waits),
+        "waits": None if waits is None else asdict(waits),
     }
     write_atomically(directory / f"rank-{rank}.json", json.dumps(own))
 

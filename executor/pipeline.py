@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import nn
@@ -19,10 +20,10 @@ from executor.aggregation import Collector, InPlace, KeptApart, combine_tensors,
 from executor.collectives import StageJoins
 from executor.delivery import Kept, receive_answer, send_answer
 from executor.schedule import Interval, Message, Piece, Schedule, StageRole, StepWork
+from executor.shapes import Shapes
 from executor.transport import Pending, Transport
 from planner.request import Destination
 from profiler.errors import RankFailedError
-from profiler.expressions import BATCH, evaluate
 from profiler.graph import Tensor
 from profiler.program import StageProgram
 
@@ -62,7 +63,8 @@ class RankRecord:
 @dataclass(frozen=True, kw_only=True)
 class StageModule:
     """A stage ready to run on this rank; ``changes`` are inputs it may modify in place. ``joins``
-    are those with other ranks that divide it."""
+    are those with other ranks that divide it. In place of the inputs ``awaited`` its module takes
+    objects that it asks for the tensor (``wait()``) where it first reads it."""
 
     role: StageRole
     program: StageProgram
@@ -70,6 +72,7 @@ class StageModule:
     device: torch.device
     changes: frozenset[str] = frozenset()
     joins: StageJoins | None = None
+    awaited: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -78,6 +81,20 @@ class _Arriving:
 
     piece: Piece
     parts: dict[str, list[Pending | Message]]
+
+
+class _Input:
+    """An input of a piece, put together from its parts when it is first asked for."""
+
+    def __init__(self, join: Callable[[], torch.Tensor]) -> None:
+        self._join = join
+        self._whole: torch.Tensor | None = None
+
+    def wait(self) -> torch.Tensor:
+        """The tensor, when it is there."""
+        if self._whole is None:
+            self._whole = self._join()
+        return self._whole
 
 
 class RankLoop:
@@ -139,36 +156,33 @@ class _Run:
         self.loop = loop
         self.schedule = loop.schedule
         self.transport = loop.transport
-        # A tensor of the whole batch has the run's items in its shape: such runs have one step.
-        self.symbols = {**loop.schedule.graph.symbols, **symbols, BATCH: num_items}
+        self.shapes = Shapes(loop.schedule.graph, symbols, num_items)
         self.inputs = inputs or {}
-        self._shapes: dict[tuple[str, int], tuple[int, ...]] = {}
-        self._sizes: dict[int, list[int]] = {}
-        self._rows_of: dict[str, int] = {}
         self.recorder = recorder
         self.record = RankRecord()
         scattered = loop.schedule.plan.spec.aggregation.destination is Destination.SCATTERED
         self.kept = Kept() if scattered else None
-        self.sinks = self._sinks(num_items) if loop.rank == self.schedule.root else {}
+        self.sinks = self._sinks() if loop.rank == self.schedule.root else {}
         # Under way, oldest first: answers and inputs by step, what pieces send on by piece. Kept
         # apart because they end at different times: waiting for a next step's inputs to leave
         # while this step's results are still owed would wait forever.
         self.collecting: deque[list[Pending]] = deque()
         self.feeding: deque[list[Pending]] = deque()
         self.sending: deque[list[Pending]] = deque()
-        self._blocked_s = 0.0
+        self._blocked_s = 0.0  # waiting for others
+        self._taking_s = self._taking_cpu_s = 0.0  # getting inputs, waiting included
 
-    def _sinks(self, num_items: int) -> dict[str, Collector]:
+    def _sinks(self) -> dict[str, Collector]:
         wanted = self.schedule.plan.spec.aggregation
         sinks: dict[str, Collector] = {}
         for name in self.schedule.outputs:
             tensor, way = self.loop.tensors[name], wanted.over_items(name)
             sinks[name] = (
                 InPlace(
-                    shape=self._shape(tensor, num_items),
+                    shape=self.shapes.of(tensor),
                     dtype=getattr(torch, tensor.dtype),
                     batch_dim=tensor.batch_dim,
-                    rows=self._rows(tensor),
+                    rows=self.shapes.rows(tensor),
                 )
                 if way.strategy == "concat"
                 else KeptApart(make_aggregator(way))
@@ -191,7 +205,7 @@ class _Run:
             return {}
         outputs = {
             name: torch.empty(
-                self._shape(self.loop.tensors[name], self.symbols[BATCH]),
+                self.shapes.of(self.loop.tensors[name]),
                 dtype=getattr(torch, self.loop.tensors[name].dtype),
                 device="meta",
             )
@@ -261,12 +275,12 @@ class _Run:
                 low, high = message.items or (0, 0)
                 buffer = self.sinks[message.tensor].buffer(low, high)
                 if buffer is None:
-                    buffer = self._buffer(message)
+                    buffer = self.shapes.buffer(message)
                 pending.append(self.transport.receive(buffer, message))
         self.collecting.append(pending)
 
     def _input(self, message: Message) -> torch.Tensor:
-        return self._cut(self.inputs[message.tensor], message, 0)
+        return self.shapes.cut(self.inputs[message.tensor], message, 0)
 
     # --- pieces ------------------------------------------------------------------------------
 
@@ -278,7 +292,9 @@ class _Run:
                 for message in piece.receives:
                     local = message.source == self.loop.rank
                     part = (
-                        message if local else self.transport.receive(self._buffer(message), message)
+                        message
+                        if local
+                        else self.transport.receive(self.shapes.buffer(message), message)
                     )
                     parts.setdefault(message.tensor, []).append(part)
                 yield _Arriving(piece=piece, parts=parts)
@@ -289,12 +305,21 @@ class _Run:
         stage = self.loop.stage
         assert stage is not None
         piece = arriving.piece
-        self._blocked_s = 0.0
-        values = {name: self._joined(name, parts) for name, parts in arriving.parts.items()}
-        waited_s, self._blocked_s = self._blocked_s, 0.0
+        self._blocked_s = self._taking_s = self._taking_cpu_s = 0.0
+        inputs = {
+            name: _Input(partial(self._joined, name, parts))
+            for name, parts in arriving.parts.items()
+        }
+        for name, one in inputs.items():
+            if name not in stage.awaited:
+                one.wait()
+        before_s, before_cpu_s = self._taking_s, self._taking_cpu_s
         received, received_cpu = time.perf_counter(), time.thread_time()
-        self._compute(stage, piece, values)
+        produced = self._compute(stage, piece, inputs)
+        values = {name: one.wait() for name, one in inputs.items()} | produced
         computed, computed_cpu = time.perf_counter(), time.thread_time()
+        within_s, within_cpu_s = self._taking_s - before_s, self._taking_cpu_s - before_cpu_s
+        waited_s, self._blocked_s = self._blocked_s, 0.0
         sent = [self._send(message, values, piece) for message in piece.sends]
         self.sending.append([one for one in sent if one is not None])
         sent_cpu = time.thread_time()
@@ -307,13 +332,16 @@ class _Run:
         record.held_s.append(self._blocked_s)
         record.busy_s.append(ended - begun[0] - waited_s - self._blocked_s)
         joined_s = stage.joins.spent_s if stage.joins is not None else 0.0
-        record.computed_s.append(computed - received - joined_s)
+        record.computed_s.append(computed - received - joined_s - within_s)
         record.joined_s.append(joined_s)
         record.sent_s.append(sent_cpu - computed_cpu)
-        record.dispatched_s.append((received_cpu - begun[1]) + (ended_cpu - sent_cpu))
+        record.dispatched_s.append(
+            (received_cpu - begun[1]) + within_cpu_s + (ended_cpu - sent_cpu)
+        )
 
     def _joined(self, name: str, parts: list[Pending | Message]) -> torch.Tensor:
         """A whole input of a piece from its parts, in item order, on the rank's device."""
+        begun, begun_cpu = time.perf_counter(), time.thread_time()
         stage = self.loop.stage
         assert stage is not None
         tensors = [
@@ -323,15 +351,24 @@ class _Run:
         whole = tensors[0] if len(tensors) == 1 or dim is None else torch.cat(tensors, dim=dim)
         if isinstance(parts[0], Message) and (name in stage.changes or _misaligned(whole)):
             whole = whole.clone()  # the caller's tensors stay as they were
-        return whole.to(stage.device)
+        whole = whole.to(stage.device)
+        self._taking_s += time.perf_counter() - begun
+        self._taking_cpu_s += time.thread_time() - begun_cpu
+        return whole
 
-    def _compute(self, stage: StageModule, piece: Piece, values: dict[str, torch.Tensor]) -> None:
-        sizes = self._sizes_of(stage.program, piece.items[1] - piece.items[0])
+    def _compute(
+        self, stage: StageModule, piece: Piece, inputs: Mapping[str, _Input]
+    ) -> dict[str, torch.Tensor]:
+        """What the stage makes of a piece; it waits for what it reads."""
+        sizes = self.shapes.sizes(stage.program, piece.items[1] - piece.items[0])
         if stage.joins is not None:
             stage.joins.begin(piece.items)
+        given = (
+            inputs[n] if n in stage.awaited else inputs[n].wait() for n in stage.program.inputs
+        )
         try:
             with torch.inference_mode():
-                results = stage.module(*(values[n] for n in stage.program.inputs), *sizes)
+                results = stage.module(*given, *sizes)
             if stage.device.type == "cuda":
                 torch.cuda.synchronize(stage.device)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
@@ -349,13 +386,13 @@ class _Run:
             for name in self.schedule.graph.outputs:
                 if name in produced:
                     self.kept.add(name, piece.items, produced[name])
-        values.update(produced)
+        return produced
 
     def _send(
         self, message: Message, values: Mapping[str, torch.Tensor], piece: Piece
     ) -> Pending | None:
-        part = self._cut(values[message.tensor], message, piece.items[0])
-        expected = self._shape_of(message)
+        part = self.shapes.cut(values[message.tensor], message, piece.items[0])
+        expected = self.shapes.of_message(message)
         if tuple(part.shape) != expected:
             raise RankFailedError(
                 f"rank {self.loop.rank} computed {message.tensor} of shape {tuple(part.shape)}; "
@@ -366,45 +403,6 @@ class _Run:
             self.sinks[message.tensor].place(part.to("cpu"), low, high)
             return None
         return self.transport.send(part, message)
-
-    # --- shapes ------------------------------------------------------------------------------
-
-    def _cut(self, whole: torch.Tensor, message: Message, first_item: int) -> torch.Tensor:
-        tensor = self.loop.tensors[message.tensor]
-        if message.items is None or tensor.batch_dim is None:
-            return whole
-        rows = self._rows(tensor)
-        low, high = message.items
-        return whole.narrow(tensor.batch_dim, (low - first_item) * rows, (high - low) * rows)
-
-    def _rows(self, tensor: Tensor) -> int:
-        if tensor.batch_dim is None:
-            return 1
-        if tensor.name not in self._rows_of:
-            self._rows_of[tensor.name] = tensor.rows_per_item(self.symbols)
-        return self._rows_of[tensor.name]
-
-    def _shape(self, tensor: Tensor, items: int) -> tuple[int, ...]:
-        key = (tensor.name, items)
-        if key not in self._shapes:
-            symbols = {**self.symbols, BATCH: items}
-            self._shapes[key] = tuple(evaluate(size, symbols) for size in tensor.shape)
-        return self._shapes[key]
-
-    def _sizes_of(self, program: StageProgram, items: int) -> list[int]:
-        if items not in self._sizes:
-            symbols = {**self.symbols, BATCH: items}
-            self._sizes[items] = [evaluate(size, symbols) for _, size in program.sizes]
-        return self._sizes[items]
-
-    def _shape_of(self, message: Message) -> tuple[int, ...]:
-        tensor = self.loop.tensors[message.tensor]
-        low, high = message.items or (0, self.symbols[BATCH])
-        return self._shape(tensor, high - low)
-
-    def _buffer(self, message: Message) -> torch.Tensor:
-        tensor = self.loop.tensors[message.tensor]
-        return torch.empty(self._shape_of(message), dtype=getattr(torch, tensor.dtype))
 
 
 def _misaligned(tensor: torch.Tensor) -> bool:

@@ -20,8 +20,9 @@ from executor.inputs import RunInputs
 from executor.preflight import refuse
 from executor.report import Compared, RunReport, make_report
 from executor.running import RunOptions, load_plan
-from executor.schedule import Schedule
+from executor.schedule import Schedule, StageRole
 from executor.session import StartedRanks
+from executor.waiting import Waits
 from planner.check import check_plan, rederive
 from planner.inputs import Sources
 from planner.planfile import Plan
@@ -131,17 +132,17 @@ def write_rehearsal(directory: Path, plan: Plan, sources: Sources) -> Schedule:
     return schedule
 
 
-def waits(plan: Plan, sources: Sources, schedule: Schedule) -> dict[int, list[float] | None]:
-    """Seconds that each rank waits for 1, 2, ... items up to its share; None without a stage.
+def waits(plan: Plan, sources: Sources, schedule: Schedule) -> dict[int, Waits | None]:
+    """What each rank waits for 1, 2, ... items up to its share; None without a stage.
 
-    Its computing by the profile, and in proportion to the items what its messages take from it.
+    Its computing by the profile, and in proportion to the items what its messages take from it;
+    until the layer that first reads a tensor from another stage, the layers before that.
     """
     prices = Prices(sources.profile, sources.cluster)
     loads = {
         load.rank: load for load in rederive(plan, sources.profile, cluster=sources.cluster).ranks
     }
-    index = sources.profile.model.layer_index
-    found: dict[int, list[float] | None] = {}
+    found: dict[int, Waits | None] = {}
     for binding in plan.spec.ranks:
         role = schedule.role(binding.rank)
         if role is None:
@@ -149,14 +150,36 @@ def waits(plan: Plan, sources: Sources, schedule: Schedule) -> dict[int, list[fl
             continue
         stage = schedule.stages[role.place]
         share = stage.shares[stage.ranks.index(binding.rank)]
-        load, layers = loads[binding.rank], tuple(sorted(index[name] for name in role.layers))
+        counts = range(1, share + 1)
+        load, layers = loads[binding.rank], _positions(role, sources.profile.model)
         messages_s = load.receive_s + load.send_s
         if stage.split == "tensor":
             whole_s = load.compute_s + load.join_s + messages_s
-            found[binding.rank] = [whole_s * n / share for n in range(1, share + 1)]
+            whole = [whole_s * n / share for n in counts]
+            found[binding.rank] = Waits(whole=whole, before={})
             continue
-        found[binding.rank] = [
-            prices.compute_s(binding.device, layers, n) + messages_s * n / share
-            for n in range(1, share + 1)
-        ]
+        found[binding.rank] = Waits(
+            whole=[
+                prices.compute_s(binding.device, layers, n) + messages_s * n / share for n in counts
+            ],
+            before={
+                name: [prices.layers_s(binding.device, ahead, n) for n in counts]
+                for name, ahead in _unread(role, sources.profile.model).items()
+            },
+        )
+    return found
+
+
+def _positions(role: StageRole, graph: ModelGraph) -> tuple[int, ...]:
+    return tuple(sorted(graph.layer_index[name] for name in role.layers))
+
+
+def _unread(role: StageRole, graph: ModelGraph) -> dict[str, tuple[int, ...]]:
+    """For each tensor of other stages, the layers before the first that reads it."""
+    layers = _positions(role, graph)
+    found = {}
+    for name in role.receives:
+        readers = set(graph.readers[name]).intersection(layers)
+        if readers and name not in graph.inputs:
+            found[name] = layers[: layers.index(min(readers))]
     return found

@@ -17,7 +17,7 @@ from executor.collectives import StageJoins
 from executor.pipeline import StageModule
 from executor.schedule import Schedule
 from executor.transport import Transport
-from executor.waiting import WaitingStage, waiting_program
+from executor.waiting import WaitingStage, Waits, waiting_program
 from planner.planfile import Plan
 from profiler.build import build_stage
 from profiler.graph import ModelGraph
@@ -30,7 +30,7 @@ from profiler.weights import Recipe, cut
 class RankBundle:
     """A bundle as one rank reads it. ``program`` is None for a rank without a stage.
 
-    ``waits`` are set in a rehearsal: seconds that the stage waits for 1, 2, ... items.
+    ``waits`` are set in a rehearsal: what the stage waits for 1, 2, ... items.
     """
 
     directory: Path
@@ -39,7 +39,7 @@ class RankBundle:
     threads: dict[int, int]
     program: StageProgram | None
     recipes: dict[str, Recipe]
-    waits: list[float] | None
+    waits: Waits | None
 
     @staticmethod
     def read(directory: Path, rank: int) -> RankBundle:
@@ -53,7 +53,7 @@ class RankBundle:
             threads={int(k): v for k, v in shared["threads"].items()},
             program=None if own["program"] is None else StageProgram.from_data(own["program"]),
             recipes=own["recipes"],
-            waits=own["waits"],
+            waits=own["waits"] and Waits(**own["waits"]),
         )
 
 
@@ -74,8 +74,13 @@ def load_stage(
     role = schedule.role(rank)
     if role is not None and bundle.waits is not None:
         program = waiting_program(bundle.graph, role)
-        waiting = WaitingStage(bundle.graph, program.outputs, bundle.waits)
-        return StageModule(role=role, program=program, module=waiting, device=torch.device("cpu"))
+        return StageModule(
+            role=role,
+            program=program,
+            module=WaitingStage(bundle.graph, program, bundle.waits),
+            device=torch.device("cpu"),
+            awaited=frozenset(program.inputs),
+        )
     if role is None or bundle.program is None:
         return None
     constants = load_file(bundle.directory / "constants.safetensors")
@@ -100,9 +105,14 @@ def load_stage(
         role=role,
         program=bundle.program,
         module=build_stage(
-            bundle.program, device=device, weight=weight, join=None if joins is None else joins.join
+            bundle.program,
+            device=device,
+            weight=weight,
+            join=None if joins is None else joins.join,
+            awaited=frozenset(bundle.program.inputs),
         ),
         device=device,
+        awaited=frozenset(bundle.program.inputs),
         changes=changed_inputs(bundle.program),
         joins=joins,
     )

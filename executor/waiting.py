@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,36 +15,63 @@ from profiler.graph import ModelGraph
 from profiler.program import StageProgram
 
 
-class WaitingStage(nn.Module):
-    """Takes a stage's place: waits, then gives its outputs as zeros.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waits:
+    """Seconds for 1, 2, ... items: of the whole stage, and of its part ``before`` it first reads
+    an input (none: that is read at once)."""
 
-    ``seconds[n - 1]`` is the wait for ``n`` items. What one wait took too long, the next one is
-    shorter by: a sleeping process is woken some tens of microseconds late.
+    whole: list[float]
+    before: dict[str, list[float]]
+
+
+class WaitingStage(nn.Module):
+    """Takes a stage's place: waits, for time to pass and for inputs where the stage would first
+    read them, then gives its outputs as zeros.
+
+    What one wait took too long, the next one is shorter by: a sleeping process is woken some tens
+    of microseconds late.
     """
 
     LARGEST_DEBT_S = 0.005
     """Longer delays are the machine's, and not made up for."""
 
-    def __init__(self, graph: ModelGraph, outputs: Sequence[str], seconds: Sequence[float]) -> None:
+    def __init__(self, graph: ModelGraph, program: StageProgram, waits: Waits) -> None:
         super().__init__()
-        self._graph, self._outputs, self._seconds = graph, tuple(outputs), tuple(seconds)
+        self._graph, self._program, self._waits = graph, program, waits
         self._made: dict[int, tuple[torch.Tensor, ...]] = {}
         self._owed_s = 0.0
 
-    def forward(self, *taken: object) -> tuple[torch.Tensor, ...]:
-        """The outputs; the last argument is the number of items."""
-        items = taken[-1]
+    def forward(self, *taken: Any) -> tuple[torch.Tensor, ...]:
+        """The outputs. Takes the inputs, to be awaited, and the number of items."""
+        *inputs, items = taken
         assert isinstance(items, int)
-        begun = time.perf_counter()
-        wanted = self._seconds[min(items, len(self._seconds)) - 1]
         if items not in self._made:
-            self._made[items] = tuple(self._zeros(name, items) for name in self._outputs)
-        rest = wanted - self._owed_s - (time.perf_counter() - begun)
-        if rest > 0:
-            time.sleep(rest)
-        late = self._owed_s + time.perf_counter() - begun - wanted
-        self._owed_s = min(max(late, 0.0), self.LARGEST_DEBT_S)
+            self._made[items] = tuple(self._zeros(name, items) for name in self._program.outputs)
+
+        def seconds(each: list[float]) -> float:
+            return each[min(items, len(each)) - 1]
+
+        before, done_s = self._waits.before, 0.0
+        reads = sorted(
+            (
+                (seconds(before[name]) if name in before else 0.0, at)
+                for at, name in enumerate(self._program.inputs)
+            ),
+        )
+        for at_s, at in reads:
+            if at_s > done_s:
+                self._pass(at_s - done_s)
+                done_s = at_s
+            inputs[at].wait()
+        self._pass(seconds(self._waits.whole) - done_s)
         return self._made[items]
+
+    def _pass(self, seconds: float) -> None:
+        begun = time.perf_counter()
+        if seconds > self._owed_s:
+            time.sleep(seconds - self._owed_s)
+        late = self._owed_s + time.perf_counter() - begun - seconds
+        self._owed_s = min(max(late, 0.0), self.LARGEST_DEBT_S)
 
     def _zeros(self, name: str, items: int) -> torch.Tensor:
         tensor = self._graph.tensor[name]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from planner.figures import Figures
 from planner.flows import Flow, find_flows
+from planner.latency import HopCost, StageCost, batch_latency_s
 from planner.memory import Holding, empty_root_memory, stage_rank_memory
 from planner.planfile import RankMemory
 from planner.problem import PlanningProblem
@@ -35,37 +36,6 @@ class RankCost:
     receive_s: float
     send_s: float
     memory: RankMemory
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StageCost:
-    """One stage, in seconds a microbatch (a batch, if it waits for one)."""
-
-    compute_s: float
-    join_s: float
-    receive_s: float
-    send_s: float
-    runs: int
-
-    @property
-    def run_s(self) -> float:
-        """Time from a microbatch's being there to its being computed."""
-        return self.compute_s + self.join_s
-
-    @property
-    def busy_s(self) -> float:
-        """Time the stage is taken up by one microbatch."""
-        return self.run_s + self.receive_s + self.send_s
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HopCost:
-    """All tensors from one stage to another (None: input, output), seconds a move."""
-
-    source: int | None
-    target: int | None
-    duration_s: float
-    runs: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,12 +181,13 @@ class _PipelinePrice:
                 source=source,
                 target=target,
                 duration_s=_duration(messages),
+                rest_s=self._rest_s(source, target),
                 runs=self._runs(source, target),
             )
             for (source, target), messages in self.hops.items()
         )
         return PipelineCost(
-            latency_s=_latency(self.all_stages, self.stages, hops),
+            latency_s=batch_latency_s(self.stages, hops),
             stages=self.stages,
             hops=hops,
             flows=self.flows,
@@ -298,9 +269,35 @@ class _PipelinePrice:
                     receive_s=max(r.receive_s for r in own),
                     send_s=max(r.send_s for r in own),
                     runs=1 if stage.whole_batch else self.num_microbatches,
+                    whole_batch=stage.whole_batch,
                 )
             )
         return tuple(costs), tuple(ranks)
+
+    def _rest_s(self, source: int | None, target: int | None) -> float:
+        """Seconds a stage still computes when it first reads a tensor that came from ``source``.
+
+        All of its time for inputs of the model, which nothing holds up, and where it is split by
+        tensor.
+        """
+        if target is None:
+            return 0.0
+        stage = self.all_stages[target]
+        if source is None or stage.slices:
+            return self.stages[target].run_s
+        layers = self.problem.graph.layers
+        names = {flow.tensor for flow in self._arriving[target] if flow.source == source}
+        first = next(
+            (at for at, i in enumerate(stage.layers) if not names.isdisjoint(layers[i].reads)), 0
+        )
+        if first == 0:
+            return self.stages[target].run_s
+        before = stage.layers[:first]
+        return max(
+            self.figures.compute_s(stage.layers, device, items)
+            - sum(self.figures.time_s(i, device, items) for i in before)
+            for device, items in zip(stage.devices, stage.shares, strict=True)
+        )
 
     def _occupied(
         self,
@@ -367,45 +364,6 @@ def _empty_root(figures: Figures) -> RankCost:
         send_s=0.0,
         memory=empty_root_memory(figures),
     )
-
-
-def _latency(
-    stages: Sequence[StageAssignment],
-    costs: Sequence[StageCost],
-    hops: Sequence[HopCost],
-) -> float:
-    """Largest ``last`` over the hops into the output; each server handles jobs in order."""
-    done: dict[int | None, tuple[float, float]] = {None: (0.0, 0.0)}
-    arrivals: dict[int, list[tuple[float, float]]] = {s: [] for s in range(len(stages))}
-    out_of: dict[int | None, list[HopCost]] = {}
-    for hop in hops:
-        out_of.setdefault(hop.source, []).append(hop)
-        if hop.source is None and hop.target is not None:
-            arrivals[hop.target].append(_through(hop, done[None]))
-    finished = 0.0
-    for s, stage in enumerate(stages):
-        cost = costs[s]
-        begins = max((first for first, _ in arrivals[s]), default=0.0)
-        ends = max((last for _, last in arrivals[s]), default=0.0)
-        if stage.whole_batch:
-            first = last = ends + cost.run_s
-        else:
-            first = begins + cost.run_s
-            last = max(ends + cost.run_s, first + (cost.runs - 1) * cost.busy_s)
-        done[s] = (first, last)
-        for hop in out_of.get(s, []):
-            passed = _through(hop, done[s])
-            if hop.target is None:
-                finished = max(finished, passed[1])
-            else:
-                arrivals[hop.target].append(passed)
-    return finished or max(last for _, last in done.values())
-
-
-def _through(hop: HopCost, start: tuple[float, float]) -> tuple[float, float]:
-    """First and last microbatch behind a hop, from first and last before it."""
-    first = start[0] + hop.duration_s
-    return first, max(start[1] + hop.duration_s, first + (hop.runs - 1) * hop.duration_s)
 
 
 def _duration(messages: Sequence[_Message]) -> float:

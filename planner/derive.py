@@ -82,7 +82,7 @@ def derive(plan: Plan, layout: Layout, prices: Prices) -> Derived:
     period_s = max(busy_s.values())
     return Derived(
         period_s=period_s,
-        latency_s=_latency_s(layout, found, times)
+        latency_s=_latency_s(layout, found, times, prices)
         + max((message.time_s for _, _, message, _ in sent), default=0.0),
         items_per_s=layout.batch_size / period_s if period_s else 0.0,
         busy_s=busy_s,
@@ -122,7 +122,9 @@ def _wires(
     return total
 
 
-def _latency_s(layout: Layout, found: Sequence[Move], times: Mapping[str, _StageTimes]) -> float:
+def _latency_s(
+    layout: Layout, found: Sequence[Move], times: Mapping[str, _StageTimes], prices: Prices
+) -> float:
     into: dict[str, dict[str, list[Move]]] = {place: {} for place in layout.stages}
     answers: dict[str, list[Move]] = {}
     for move in found:
@@ -131,23 +133,50 @@ def _latency_s(layout: Layout, found: Sequence[Move], times: Mapping[str, _Stage
         ways.setdefault(source, []).append(move)
     passed: dict[str, _Passage] = {INPUT: _Passage(0.0, 0.0)}
     for stage in _in_order(layout, into):
-        arrivals = [_through_link(passed[a], ways) for a, ways in into[stage.place].items()]
-        first_s = max((x.first_s for x in arrivals), default=0.0)
-        last_s = max((x.last_s for x in arrivals), default=0.0)
-        passed[stage.place] = _through_stage(first_s, last_s, stage, times[stage.place])
+        own = times[stage.place]
+        # Ready once it has computed, and with what remains after each arrival.
+        firsts, lasts = [own.duration_s], [own.duration_s]
+        for source, coming in into[stage.place].items():
+            arrived = _through_link(passed[source], coming)
+            remains_s = own.duration_s - _begun_s(stage, source, coming, prices)
+            firsts.append(arrived.first_s + remains_s)
+            lasts.append(arrived.last_s + remains_s)
+        passed[stage.place] = _ready(max(firsts), max(lasts), stage, own)
     if not answers:
         return max(x.last_s for x in passed.values())
     return max(_through_link(passed[a], ways).last_s for a, ways in answers.items())
 
 
-def _through_stage(first_s: float, last_s: float, stage: StageView, times: _StageTimes) -> _Passage:
+def _begun_s(stage: StageView, source: str, ways: Sequence[Move], prices: Prices) -> float:
+    """Seconds that a stage can compute before it needs any of the tensors from ``source``.
+
+    None before a model input, and none where its ranks divide layers.
+    """
+    if source == INPUT or stage.slices:
+        return 0.0
+    coming = {move.transfer.tensor for move in ways}
+    ahead: list[int] = []
+    for i in sorted(stage.layers):
+        if coming & set(prices.graph.layers[i].reads):
+            break
+        ahead.append(i)
+    else:
+        return 0.0  # passed on, not read
+    whole = [
+        prices.compute_s(device, stage.layers, share)
+        for device, share in zip(stage.devices, stage.shares, strict=True)
+    ]
+    remaining = [
+        seconds - prices.layers_s(device, ahead, share)
+        for seconds, device, share in zip(whole, stage.devices, stage.shares, strict=True)
+    ]
+    return max(whole) - max(remaining)
+
+
+def _ready(first_s: float, last_s: float, stage: StageView, times: _StageTimes) -> _Passage:
     if stage.whole_batch:
-        end_s = last_s + times.duration_s
-        return _Passage(end_s, end_s)
-    first_s += times.duration_s
-    return _Passage(
-        first_s, max(last_s + times.duration_s, first_s + (stage.runs - 1) * times.busy_s)
-    )
+        return _Passage(last_s, last_s)
+    return _Passage(first_s, max(last_s, first_s + (stage.runs - 1) * times.busy_s))
 
 
 def _through_link(before: _Passage, ways: Sequence[Move]) -> _Passage:

@@ -20,6 +20,7 @@ from planner.problem import PlanningProblem
 from planner.request import PlanRequest
 from planner.rules import RuleOutcome, apply_rules
 from planner.searchrecord import IdleDevice
+from planner.shortfall import plainly_nothing
 from planner.solvers import load_solver
 from planner.solvers.base import TOLERANCE, SolveLimits, SolverResult, SolveStatus
 from planner.targets import KEPT, Targets
@@ -278,6 +279,11 @@ class Search:
         known = self.bounds_s[problem.microbatch]
         if cutoff is not None and known >= cutoff:
             self.results[problem.microbatch] = _ruled_out(known)
+            return
+        if plainly_nothing(problem):
+            self.results[problem.microbatch] = replace(
+                _ruled_out(math.inf), status=SolveStatus.INFEASIBLE, bound_s=None
+            )
             return
         name, result = solve(
             problem,

@@ -6,7 +6,7 @@ that holds the stage's weights and nothing else, and frees every value after its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from functools import partial
 from typing import Any
 
@@ -39,11 +39,13 @@ def build_stage(
     device: torch.device,
     weight: Callable[[WeightPort], torch.Tensor],
     join: JoinMaker | None = None,
+    awaited: Set[str] = frozenset(),
 ) -> fx.GraphModule:
     """A module that takes ``stage.inputs`` then ``stage.sizes`` and returns its outputs.
 
     ``weight`` gives the tensor of each weight, already on ``device``. ``join`` is needed for the
-    program of one rank of several that divide their stage.
+    program of one rank of several that divide their stage. In place of the inputs ``awaited`` the
+    module takes objects whose ``wait()`` gives the tensor, and asks them when it first reads it.
 
     Raises:
         UnsupportedModelError: an operator is not installed here.
@@ -65,7 +67,18 @@ def build_stage(
         root.add_module(attribute, _build_nested(nested, stage.graphs, device))
         values[f"graph:{name}"] = graph.get_attr(attribute)
     joining = None if join is None else partial(_add_join, graph, root, join)
-    _add_nodes(graph, stage.nodes, values, device, joining)
+    pending = {name for name in stage.inputs if name in awaited}
+
+    def await_(names: Iterable[str]) -> None:
+        for name in names:
+            if name in pending:
+                pending.remove(name)
+                values[name] = graph.call_method("wait", (values[name],))
+
+    for node in stage.nodes:
+        await_(node.references())
+        _add_nodes(graph, (node,), values, device, joining)
+    await_(stage.outputs)
     graph.output(tuple(values[name] for name in stage.outputs))
     return fx.GraphModule(root, graph)
 

@@ -57,13 +57,13 @@ class PlacementModel:
         self._loads()
         self._memory()
 
-    def _classes(self, slot: int) -> Iterator[tuple[int, Literal | None]]:
-        """Classes whose devices may be on a slot, and the literal that says so."""
+    def _classes(self, slot: int) -> Iterator[tuple[int, tuple[Literal, ...]]]:
+        """Classes whose devices may be on a slot, and what must hold for one of them to be."""
         if not self.owner:
-            yield self.class_of[slot], None
+            yield self.class_of[slot], ()
             return
         for c in range(len(self.blocks.counts)):
-            yield c, self.owner[slot, c]
+            yield c, (self.owner[slot, c],)
 
     def _runs(self, b: int, c: int) -> bool:
         return bool(self.blocks.times_s[c, b] <= self.ceiling_s)
@@ -162,7 +162,7 @@ class PlacementModel:
                 terms: Terms = [
                     (int(sizes[b]) // unit, x) for (b, slot), x in self.x.items() if slot == s
                 ]
-                if when is None:
+                if not when:
                     self.model.at_most(terms, memory // unit)
                 else:
                     limit = self.model.integer(memory // unit)

@@ -23,11 +23,11 @@ def negated(literal: Literal) -> Literal:
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """``sum of terms <= upper``, only if the literal ``when`` holds (always if None)."""
+    """``sum of terms <= upper``, only if all literals of ``when`` hold."""
 
     terms: Terms
     upper: int
-    when: Literal | None = None
+    when: tuple[Literal, ...] = ()
 
 
 @dataclass
@@ -77,12 +77,12 @@ class IntegerModel:
         self.inequalities.append(Linear([t for t in terms if t[0]], upper))
 
     def at_least(
-        self, variable: int, terms: Iterable[tuple[int, int]], *, when: Literal | None = None
+        self, variable: int, terms: Iterable[tuple[int, int]], *, when: Sequence[Literal] = ()
     ) -> None:
-        """``variable >= sum of terms``, only if ``when`` holds."""
+        """``variable >= sum of terms``, only if all of ``when`` hold."""
         bound = [t for t in terms if t[0]]
         if bound:
-            self.inequalities.append(Linear([*bound, (-1, variable)], 0, when))
+            self.inequalities.append(Linear([*bound, (-1, variable)], 0, tuple(when)))
 
     def largest_sum(self) -> int:
         """The most that the 0-1 variables of one inequality can add up to."""

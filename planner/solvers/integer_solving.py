@@ -52,8 +52,8 @@ def solve_integer(
             [variables[v] for _, v in row.terms], [c for c, _ in row.terms]
         )
         constraint = translated.add(total <= row.upper)
-        if row.when is not None:
-            constraint.only_enforce_if(literal(row.when))
+        if row.when:
+            constraint.only_enforce_if([literal(x) for x in row.when])
     for variable, value in model.hints.items():
         translated.add_hint(variables[variable], value)
     translated.minimize(variables[model.objective])

@@ -13,6 +13,7 @@ As every figure is rounded down, the least ``T`` is a bound for the cost model.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 from planner.bounds import objective_bound_s
 from planner.options import Option
@@ -22,6 +23,9 @@ from planner.targets import KEPT
 
 MAX_RATIO = 1000
 """A limit on the other time that is so many times the ceiling is left out: it is far away."""
+
+Rests = list[tuple[Terms, list[Literal]]]
+"""Sums, each with what must hold for it to count."""
 
 
 class StageTimes:
@@ -74,6 +78,12 @@ class StageTimes:
                 layers = self.problem.region_layers[sliced.region]
                 divided = self.graphs.divided[sliced.region, s]
                 terms.append((-sum(each[i] for i in layers), divided))
+        return [*terms, *self._beside(s, r, times)]
+
+    def _beside(self, s: int, r: int, times: int) -> Terms:
+        """``times`` what a rank's computing costs beside its layers."""
+        c, share = self.slots.slots[s].option.members[r]
+        device, x, terms = self.problem.classes[c][0], self.graphs.x, []
         using = [
             x[i, s]
             for i, layer in enumerate(self.problem.graph.layers)
@@ -154,6 +164,7 @@ class StageTimes:
         first = [self._time() for _ in places]
         last = [self._time() for _ in places]
         computes = [self._computes(s, 1) for s in places]
+        after = {s: self._after(s) for s in places if not slots[s].option.slicing}
         for s in places:
             model.at_least(last[s], [(1, first[s])])
             model.at_least(first[s], computes[s])
@@ -170,15 +181,49 @@ class StageTimes:
                 model.at_least(end, [(1, begin), *again])
             used = model.either([moved for _, moved in crossing])
             if a is not None:
-                model.at_least(begin, [(1, first[a]), *duration], when=used)
-                model.at_least(end, [(1, last[a]), *duration], when=used)
+                model.at_least(begin, [(1, first[a]), *duration], when=[used])
+                model.at_least(end, [(1, last[a]), *duration], when=[used])
             if b is None:
                 model.at_least(top, [(1, end)])
                 continue
             arrived = end if slots[b].waits else begin
-            model.at_least(first[b], [(1, arrived), *computes[b]], when=used)
-            model.at_least(last[b], [(1, end), *computes[b]], when=used)
+            rests: Rests = [(computes[b], [used])]
+            if b in after and a is not None:
+                rests = self._rests(b, crossing, after[b])
+            for rest, when in rests:
+                model.at_least(first[b], [(1, arrived), *rest], when=when)
+                model.at_least(last[b], [(1, end), *rest], when=when)
         self._layer_times(top)
+
+    def _rests(
+        self, b: int, crossing: list[tuple[str, Literal]], after: Mapping[int, Sequence[Terms]]
+    ) -> Rests:
+        """What slot ``b`` has still to compute at each layer that reads one of these tensors, on
+        each rank, and what must hold for that to be so."""
+        return [
+            (rest, [moved, self.graphs.x[i, b]])
+            for name, moved in crossing
+            for i in self.problem.graph.readers[name]
+            if (i, b) in self.graphs.x
+            for rest in after[i]
+        ]
+
+    def _after(self, s: int) -> dict[int, list[Terms]]:
+        """Each rank's computing from a layer on, with what a run costs beside the layers."""
+        found: dict[int, list[Terms]] = {}
+        x, option = self.graphs.x, self.slots.slots[s].option
+        for r, (c, share) in enumerate(option.members):
+            device = self.problem.classes[c][0]
+            beside = self._beside(s, r, 1)
+            after: Terms = []
+            for i in reversed(self.graphs.layers):
+                if (i, s) in x:
+                    spent = (self.ticks(self.figures.time_s(i, device, share)), x[i, s])
+                    here = self._time()
+                    self.model.at_least(here, [*after, spent])
+                    after = [(1, here)]
+                    found.setdefault(i, []).append([*beside, *after])
+        return found
 
     def _duration(
         self,

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 
 import executor
 from executor.schedule import Schedule
-from executor.waiting import WaitingStage
+from executor.waiting import WaitingStage, Waits
 from planner.inputs import Sources
 from planner.planfile import Plan
 from profiler.errors import InvalidInputError, StalePlanError
 from profiler.profile import Profile
+from profiler.program import StageProgram
 from tests.support import running
 from tests.support.builders import GIB, chain_graph, make_cluster, make_profile
 
@@ -83,18 +84,43 @@ def test_a_rank_also_waits_for_what_messages_take_from_it() -> None:
     found = waits(plan, sources, Schedule(plan, slow.model))
     # Rank 0 only feeds. Two layers of 40 ms, and 5 ms each to receive and to send.
     assert found[0] is None
-    assert found[1] == pytest.approx([0.045, 0.090], rel=1e-3)
+    assert found[1] is not None
+    assert found[1].whole == pytest.approx([0.045, 0.090], rel=1e-3)
 
 
 def test_a_waiting_stage_makes_up_for_waking_late() -> None:
     graph = chain_graph(1)
-    stage = WaitingStage(graph, ["t0"], [0.002])
+    stage = WaitingStage(graph, _program([], ["t0"]), Waits(whole=[0.002], before={}))
     begun = time.perf_counter()
     for _ in range(50):
-        (out,) = stage(torch.zeros(1, 25), 1)
+        (out,) = stage(1)
     took = time.perf_counter() - begun
     assert out.shape[0] == 1
     assert took >= 0.095  # 50 waits of 2 ms, less what the last one may owe
+
+
+def test_a_waiting_stage_awaits_inputs_where_it_reads_them() -> None:
+    asked: dict[str, float] = {}
+
+    @dataclass
+    class Coming:
+        name: str
+
+        def wait(self) -> None:
+            asked[self.name] = time.perf_counter() - begun
+
+    waits = Waits(whole=[0.05, 0.1], before={"b": [0.04, 0.08]})
+    stage = WaitingStage(chain_graph(1), _program(["b", "a"], ["t0"]), waits)
+    begun = time.perf_counter()
+    stage(Coming("b"), Coming("a"), 2)
+    assert asked["a"] < 0.04 <= 0.08 <= asked["b"]
+    assert time.perf_counter() - begun >= 0.1
+
+
+def _program(inputs: list[str], outputs: list[str]) -> StageProgram:
+    return StageProgram(
+        inputs=tuple(inputs), sizes=(), weights=(), nodes=(), outputs=tuple(outputs), graphs={}
+    )
 
 
 def test_what_a_rehearsal_needs_is_said(tmp_path: Path) -> None:

@@ -153,17 +153,21 @@ def test_shared_wires_add_up() -> None:
     assert cost.wires == pytest.approx({"hub": 4 * 0.2 + 4 * 0.2})
 
 
-def test_the_prelude_is_paid_once_a_stage_that_uses_it() -> None:
-    profile = chain3()
+def with_prelude(profile: Profile, layers: tuple[int, ...], seconds: float) -> Profile:
+    """The profile of a model whose ``layers`` use a prelude of ``seconds`` an item."""
     data = profile.model.model_dump()
-    for i in (0, 1):
+    for i in layers:
         data["layers"][i]["uses_prelude"] = True
-    row = Measurement(items=1, median_s=0.25, spread=0.0, samples=1, peak_bytes=0)
+    row = Measurement(items=1, median_s=seconds, spread=0.0, samples=1, peak_bytes=0)
     timings = tuple(
         t.model_copy(update={"layers": {**t.layers, PRELUDE: (row,)}}) for t in profile.timings
     )
     model = ModelGraph.model_validate(data, strict=False)
-    profile = profile.model_copy(update={"model": model, "timings": timings})
+    return profile.model_copy(update={"model": model, "timings": timings})
+
+
+def test_the_prelude_is_paid_once_a_stage_that_uses_it() -> None:
+    profile = with_prelude(chain3(), (0, 1), 0.25)
     cost = price(profile, stage("01", "a", (2,)), stage("2", "b", (2,)))
     # One row at one item: two items take twice as long.
     assert [s.compute_s for s in cost.stages] == pytest.approx([4.5, 4.0])
@@ -201,6 +205,38 @@ def test_branches_on_two_devices_overlap_in_latency() -> None:
     )
     # a 1, t0 0.1, b 5 (c only 2), t1 0.1, d 1, t3 0.1.
     assert cost.latency_s == pytest.approx(1 + 0.1 + 5 + 0.1 + 1 + 0.1)
+
+
+def towers() -> Profile:
+    # 0 -> 2 and 1 -> 2: two towers and a layer that joins them; 3 follows. One item of them takes
+    # 5, 4, 1 and 1 s; the prelude, which all use, 0.5.
+    graph = make_graph([(0, 2), (1, 2), (2, 3)], 4, floats_per_item=25)
+    cluster = make_cluster(dict.fromkeys("ab", GIB), latency_s=0.0, bytes_per_s=1000.0)
+    profile = make_profile(graph, cluster, seconds={d: [5.0, 4.0, 1.0, 1.0] for d in "ab"})
+    return with_prelude(profile, (0, 1, 2, 3), 0.5)
+
+
+def test_a_stage_awaits_a_tensor_where_it_first_reads_it() -> None:
+    late = [stage("1", "b", (1,)), stage("023", "a", (1,))]
+    cost = price(towers(), *late, batch=1, microbatch=1, routing=Routing.DIRECT)
+    # Inputs of 32 bytes take 0.032 s to b. Layer 1 is there at 0.032 + 0.5 + 4 + 0.1 = 4.632,
+    # before a, which began at once, has done 0.5 + 5; then two layers. The answer stays on a.
+    assert cost.latency_s == pytest.approx(0.5 + 5 + 2)
+    # The other way round, a is done at 4.5 and b waits until 0.032 + 0.5 + 5 + 0.1.
+    other = [stage("0", "b", (1,)), stage("123", "a", (1,))]
+    cost = price(towers(), *other, batch=1, microbatch=1, routing=Routing.DIRECT)
+    assert cost.latency_s == pytest.approx(0.032 + 0.5 + 5 + 0.1 + 0.5 + 2)
+
+
+def test_microbatches_queue_behind_what_came_late() -> None:
+    # As above with 3 microbatches of 1: the wait hides behind the busiest stage, b, of 5.5 s, whose
+    # last result is there at 0.032 + 0.1 + 3 x 5.5.
+    other = [stage("0", "b", (1,)), stage("123", "a", (1,))]
+    cost = price(towers(), *other, batch=3, microbatch=1, routing=Routing.DIRECT)
+    assert cost.period_s == pytest.approx(3 * 6.5)  # a: 0.5 + 4 + 1 + 1
+    first = 0.032 + 0.5 + 5 + 0.1 + 0.5 + 2
+    last = 0.032 + 3 * 5.5 + 0.1 + 0.5 + 2
+    assert cost.latency_s == pytest.approx(max(last, first + 2 * 6.5))
 
 
 def test_the_last_partial_microbatch_counts_as_a_whole_one() -> None:

@@ -149,11 +149,19 @@ def _stage(
     wanted = {n for x in graph.layers if x.name not in role.layers for n in x.reads}
     outputs = [name for name in written if name in wanted or name in graph.outputs]
 
-    def compute(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    # A stage that pauses has its inputs first, one that does not asks for each where it reads it.
+    awaited = frozenset(inputs if pause is None else ())
+
+    def compute(*given: Any) -> tuple[torch.Tensor, ...]:
         if pause is not None:
             time.sleep(pause(rank))
-        values: dict[str, Any] = dict(zip(inputs, tensors, strict=True))
+        coming = dict(zip(inputs, given, strict=True))
+        values: dict[str, torch.Tensor] = {}
         for position, layer in layers:
+            for name in layer.reads:
+                if name in coming:
+                    one = coming.pop(name)
+                    values[name] = one.wait() if name in awaited else one
             values[layer.writes[0]] = arithmetic(layer, values, position)
         return tuple(values[name] for name in outputs)
 
@@ -165,4 +173,5 @@ def _stage(
         program=program,
         module=compute,  # type: ignore[arg-type]
         device=torch.device("cpu"),
+        awaited=awaited,
     )
