@@ -1,9 +1,9 @@
 """Joins between the ranks of a stage that is split by tensor: partial results become whole.
 
-Point to point over the transport, in at most two rounds; every rank posts what it receives before
-it sends, so that both directions of a link are used at once. Terms are added in rank order on every
-rank: all get the same bits. Two ranks, or terms of at most :data:`WHOLE_BYTES`, send whole terms to
-everyone; more ranks first give each a piece to add up, then pass the sums round.
+Point to point, in at most two rounds, in which both directions of a link are used at once. Terms
+are added in rank order on every rank: all get the same bits. Two ranks, or terms of at most
+:data:`WHOLE_BYTES`, send whole terms to everyone; more ranks first give each a piece to add up,
+then pass the sums round.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Protocol
 
 import torch
 
 from executor.joining import place_runs
 from executor.schedule import JOINED, Interval, Message
-from executor.transport import Pending, Transport
+from executor.sockets import Parcel
 from profiler.program import JOIN_SUM, Node
 
 WHOLE_BYTES = 32 * 1024
@@ -26,6 +27,13 @@ TAG = 2**20 + 16
 """Tag of the first round of the first join: far from those of transfers."""
 
 
+class Mail(Protocol):
+    """What moves the messages of a join; every wait of it has a limit."""
+
+    def exchange(self, sends: Sequence[Parcel], receives: Sequence[Parcel]) -> None:
+        """Send and receive all of these."""
+
+
 class StageJoins:
     """The joins of one rank with the other ranks of its stage.
 
@@ -33,8 +41,8 @@ class StageJoins:
     piece under way: what messages say when a join fails, and the seconds spent in joins so far.
     """
 
-    def __init__(self, transport: Transport, *, ranks: Sequence[int], rank: int) -> None:
-        self.transport = transport
+    def __init__(self, mail: Mail, *, ranks: Sequence[int], rank: int) -> None:
+        self.mail = mail
         self.ranks = tuple(ranks)
         self.index = self.ranks.index(rank)
         self.items: Interval | None = None
@@ -111,15 +119,10 @@ class StageJoins:
         """Send ``given[i]`` to rank i of the stage and receive ``taken[i]`` from it."""
         tag = TAG + 2 * number + second
         others = [i for i in range(len(self.ranks)) if i != self.index]
-        receives: list[Pending] = [
-            self.transport.receive(taken[i], self._message(tag, name, i, self.index))
-            for i in others
-        ]
-        sends = [
-            self.transport.send(given[i], self._message(tag, name, self.index, i)) for i in others
-        ]
-        for one in (*receives, *sends):
-            self.transport.finish(one)
+        self.mail.exchange(
+            [Parcel(self._message(tag, name, self.index, i), given[i]) for i in others],
+            [Parcel(self._message(tag, name, i, self.index), taken[i]) for i in others],
+        )
 
     def _message(self, tag: int, name: str, source: int, target: int) -> Message:
         return Message(

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from executor.collectives import StageJoins
 from executor.pipeline import StageModule
 from executor.schedule import Schedule
+from executor.sockets import StageSockets
 from executor.transport import Transport
 from executor.waiting import WaitingStage, Waits, waiting_program
 from planner.planfile import Plan
@@ -100,7 +101,8 @@ def load_stage(
     place = schedule.stages[role.place]
     joins = None
     if place.split == "tensor":
-        joins = StageJoins(transport, ranks=place.ranks, rank=rank)
+        sockets = StageSockets.connect(transport, place.ranks, rank)
+        joins = StageJoins(sockets, ranks=place.ranks, rank=rank)
     return StageModule(
         role=role,
         program=bundle.program,

@@ -99,18 +99,23 @@ class Transport:
         return pending.tensor
 
     def _explain(self, message: Message, tensor: torch.Tensor, error: RuntimeError) -> str:
-        sending = message.source == self.rank
-        other = message.target if sending else message.source
-        verb, preposition = ("sending", "to") if sending else ("receiving", "from")
-        items = f" for items {message.items[0]} to {message.items[1] - 1}" if message.items else ""
-        size = format_bytes(tensor.numel() * tensor.element_size())
         first = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
         late = "timed out" in str(error).lower() or "timeout" in str(error).lower()
         why = f"nothing came through in {self.timeout_s:g} s" if late else first[:200]
-        return (
-            f"rank {self.rank} failed {verb} {message.tensor}{items} ({size}) "
-            f"{preposition} rank {other}: {why}"
-        )
+        return explain(message, tensor, rank=self.rank, why=why)
+
+
+def explain(message: Message, tensor: torch.Tensor, *, rank: int, why: str) -> str:
+    """What ``rank`` says about a message that failed."""
+    sending = message.source == rank
+    other = message.target if sending else message.source
+    verb, preposition = ("sending", "to") if sending else ("receiving", "from")
+    items = f" for items {message.items[0]} to {message.items[1] - 1}" if message.items else ""
+    size = format_bytes(tensor.numel() * tensor.element_size())
+    return (
+        f"rank {rank} failed {verb} {message.tensor}{items} ({size}) "
+        f"{preposition} rank {other}: {why}"
+    )
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from executor import collectives
 from executor.collectives import StageJoins
 from executor.schedule import Message
-from executor.transport import Pending
+from executor.sockets import Parcel
 from profiler.program import JOIN_CONCAT, JOIN_SUM, Node
 
 RANKS = (7, 2, 5, 3)
@@ -26,21 +27,15 @@ class Post:
         self.boxes: dict[tuple[int, int, int], queue.Queue[torch.Tensor]] = defaultdict(queue.Queue)
         self.sent: list[Message] = []
 
-    def send(self, tensor: torch.Tensor, message: Message) -> Pending:
-        assert tensor.is_contiguous()
-        self.sent.append(message)
-        self.boxes[message.source, message.target, message.tag].put(tensor.clone())
-        return Pending(work=None, tensor=tensor, message=message)
-
-    def receive(self, buffer: torch.Tensor, message: Message) -> Pending:
-        assert buffer.is_contiguous()
-        return Pending(work="receive", tensor=buffer, message=message)  # type: ignore[arg-type]
-
-    def finish(self, pending: Pending) -> torch.Tensor:
-        if pending.work is not None:
-            m = pending.message
-            pending.tensor.copy_(self.boxes[m.source, m.target, m.tag].get(timeout=10))
-        return pending.tensor
+    def exchange(self, sends: Sequence[Parcel], receives: Sequence[Parcel]) -> None:
+        for message, tensor in ((p.message, p.tensor) for p in sends):
+            assert tensor.is_contiguous()
+            self.sent.append(message)
+            self.boxes[message.source, message.target, message.tag].put(tensor.clone())
+        for message, buffer in ((p.message, p.tensor) for p in receives):
+            assert buffer.is_contiguous()
+            box = self.boxes[message.source, message.target, message.tag]
+            buffer.copy_(box.get(timeout=10))
 
 
 def joined(parts: list[torch.Tensor], op: str, *more: Any) -> tuple[list[torch.Tensor], Post]:
@@ -50,7 +45,7 @@ def joined(parts: list[torch.Tensor], op: str, *more: Any) -> tuple[list[torch.T
     node = Node(name="v", op=op, args=({"node": "v.part"}, 3, "v", *more), kwargs={})
 
     def work(index: int) -> None:
-        joins = StageJoins(post, ranks=ranks, rank=ranks[index])  # type: ignore[arg-type]
+        joins = StageJoins(post, ranks=ranks, rank=ranks[index])
         joins.begin((4, 6))
         found[index] = joins.join(node)(parts[index])
         assert joins.spent_s > 0

@@ -78,7 +78,9 @@ class Late:
 
 
 def towers() -> Captured:
-    return capture(load_model(Towers().eval(), Example(args=(torch.randn(2, 8), torch.randn(2, 8)))))
+    return capture(
+        load_model(Towers().eval(), Example(args=(torch.randn(2, 8), torch.randn(2, 8))))
+    )
 
 
 def test_an_input_is_asked_for_where_it_is_first_read() -> None:
