@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from planner.figures import Figures
 from planner.flows import Flow, find_flows
-from planner.latency import HopCost, StageCost, batch_latency_s
+from planner.latency import BatchTimes, HopCost, StageCost, WireUse, crowded_s
 from planner.memory import Holding, empty_root_memory, stage_rank_memory
 from planner.planfile import RankMemory
 from planner.problem import PlanningProblem
@@ -131,7 +131,11 @@ class CostModel:
         costs = tuple(pipeline.cost() for pipeline in priced)
         busy = [stage.runs * stage.busy_s for cost in costs for stage in cost.stages]
         period_s = max([*busy, *wires.values()])
-        latency_s = max(cost.latency_s for cost in costs) + sent_s
+        latency_s = max(cost.latency_s for cost in costs)
+        if len(priced) > 1:
+            uses = [use for pipeline in priced for use in pipeline.wire_uses()]
+            latency_s = max(latency_s, crowded_s(uses))
+        latency_s += sent_s
         return PlanCost(
             period_s=period_s,
             latency_s=latency_s,
@@ -164,6 +168,17 @@ class _PipelinePrice:
             self._arriving.setdefault(flow.target, []).append(flow)
             self._departing.setdefault(flow.source, []).append(flow)
         self.stages, self.ranks = self._stages()
+        self._hops = {
+            (source, target): HopCost(
+                source=source,
+                target=target,
+                duration_s=_duration(messages),
+                rest_s=self._rest_s(source, target),
+                runs=self._runs(source, target),
+            )
+            for (source, target), messages in self.hops.items()
+        }
+        self._times = BatchTimes(self.stages, tuple(self._hops.values()))
 
     def messages(self) -> Iterator[_Message]:
         """Everything that is sent, for joins too."""
@@ -176,22 +191,23 @@ class _PipelinePrice:
 
     def cost(self) -> PipelineCost:
         """The pipeline's own figures."""
-        hops = tuple(
-            HopCost(
-                source=source,
-                target=target,
-                duration_s=_duration(messages),
-                rest_s=self._rest_s(source, target),
-                runs=self._runs(source, target),
-            )
-            for (source, target), messages in self.hops.items()
-        )
         return PipelineCost(
-            latency_s=batch_latency_s(self.stages, hops),
+            latency_s=self._times.latency_s,
             stages=self.stages,
-            hops=hops,
+            hops=tuple(self._hops.values()),
             flows=self.flows,
         )
+
+    def wire_uses(self) -> Iterator[tuple[int, str, WireUse]]:
+        """What its hops do to wires, with the pipeline's number and the wire's name."""
+        for ends, messages in self.hops.items():
+            busy: dict[str, float] = {}
+            for message in messages:
+                if message.source != message.target:
+                    name = self.problem.wire(message.source, message.target)
+                    busy[name] = busy.get(name, 0.0) + message.count * message.seconds
+            for name, seconds in busy.items():
+                yield self.number, name, self._times.use(self._hops[ends], seconds)
 
     def _runs(self, source: int | None, target: int | None) -> int:
         """How many times a batch something moves: once when both ends handle whole batches."""

@@ -7,9 +7,10 @@ error there shows as a difference here.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from planner.check_transfers import pipeline_of
 from planner.joins import exchanges, rank_times
 from planner.layout import Layout, StageView
 from planner.ledger import Ledgers
@@ -132,19 +133,59 @@ def _latency_s(
         ways = answers if target == OUTPUT else into[target]
         ways.setdefault(source, []).append(move)
     passed: dict[str, _Passage] = {INPUT: _Passage(0.0, 0.0)}
-    for stage in _in_order(layout, into):
+    remains: dict[tuple[str, str], float] = {}
+    order = _in_order(layout, into)
+    for stage in order:
         own = times[stage.place]
         # Ready once it has computed, and with what remains after each arrival.
         firsts, lasts = [own.duration_s], [own.duration_s]
         for source, coming in into[stage.place].items():
             arrived = _through_link(passed[source], coming)
             remains_s = own.duration_s - _begun_s(stage, source, coming, prices)
+            remains[source, stage.place] = remains_s
             firsts.append(arrived.first_s + remains_s)
             lasts.append(arrived.last_s + remains_s)
         passed[stage.place] = _ready(max(firsts), max(lasts), stage, own)
+    ends = [_through_link(passed[a], ways).last_s for a, ways in answers.items()]
     if not answers:
-        return max(x.last_s for x in passed.values())
-    return max(_through_link(passed[a], ways).last_s for a, ways in answers.items())
+        ends = [x.last_s for x in passed.values()]
+    # From a stage's being done to the end of the batch, on its longest way.
+    onward = {place: _duration_s(ways) for place, ways in answers.items()}
+    for stage in reversed(order):
+        for source, coming in into[stage.place].items():
+            way_s = _duration_s(coming) + remains[source, stage.place]
+            way_s += onward.get(stage.place, 0.0)
+            onward[source] = max(onward.get(source, 0.0), way_s)
+    return max([*ends, *_crowds(layout, found, passed, remains, onward)])
+
+
+def _crowds(
+    layout: Layout,
+    found: Sequence[Move],
+    passed: Mapping[str, _Passage],
+    remains: Mapping[tuple[str, str], float],
+    onward: Mapping[str, float],
+) -> Iterator[float]:
+    """For each wire that several pipelines use: the first message's start, all of them, and the
+    shortest way on."""
+    users: dict[str, set[int]] = defaultdict(set)
+    starts: dict[str, list[float]] = defaultdict(list)
+    after: dict[str, list[float]] = defaultdict(list)
+    total: dict[str, float] = defaultdict(float)
+    for move in found:
+        source, target = move.transfer.source, move.transfer.target
+        way_s = 0.0
+        if target != OUTPUT:
+            way_s = remains[source, target] + onward.get(target, 0.0)
+        for message in move.messages:
+            if message.wire:
+                users[message.wire].add(pipeline_of(move.transfer, layout))
+                starts[message.wire].append(passed[source].first_s)
+                after[message.wire].append(way_s)
+                total[message.wire] += move.count * message.time_s
+    for wire, pipelines in users.items():
+        if len(pipelines) > 1:
+            yield min(starts[wire]) + total[wire] + min(after[wire])
 
 
 def _begun_s(stage: StageView, source: str, ways: Sequence[Move], prices: Prices) -> float:
@@ -179,13 +220,18 @@ def _ready(first_s: float, last_s: float, stage: StageView, times: _StageTimes) 
     return _Passage(first_s, max(last_s, first_s + (stage.runs - 1) * times.busy_s))
 
 
-def _through_link(before: _Passage, ways: Sequence[Move]) -> _Passage:
-    """All tensors from one stage to another, as a server that handles one sending at a time."""
+def _duration_s(ways: Sequence[Move]) -> float:
+    """All tensors from one stage to another, once, at the receiver that waits longest."""
     arriving: dict[int, float] = defaultdict(float)
     for move in ways:
         for message in move.messages:
             arriving[message.target] += message.time_s
-    duration_s = max(arriving.values(), default=0.0)
+    return max(arriving.values(), default=0.0)
+
+
+def _through_link(before: _Passage, ways: Sequence[Move]) -> _Passage:
+    """As a server that handles one sending at a time."""
+    duration_s = _duration_s(ways)
     first_s = before.first_s + duration_s
     again_s = (ways[0].count - 1) * duration_s
     return _Passage(first_s, max(before.last_s + duration_s, first_s + again_s))

@@ -43,41 +43,91 @@ class HopCost:
     runs: int
 
 
-def batch_latency_s(stages: Sequence[StageCost], hops: Sequence[HopCost]) -> float:
-    """Largest ``last`` over the hops into the output; ``stages`` are in topological order."""
-    done: dict[int | None, tuple[float, float]] = {None: (0.0, 0.0)}
-    # When the first and the last microbatch would be computed if only for this hop.
-    ends: dict[int, list[tuple[float, float]]] = {s: [] for s in range(len(stages))}
-    out_of: dict[int | None, list[HopCost]] = {}
-    finished = 0.0
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WireUse:
+    """What the hops of one pipeline do to a wire in a batch: seconds that their messages take,
+    before which none can begin, and that remain after any of them."""
 
-    def pass_on(hop: HopCost, start: tuple[float, float]) -> None:
-        nonlocal finished
-        first, last = _through(hop, start)
+    busy_s: float
+    release_s: float
+    rest_s: float
+
+
+class BatchTimes:
+    """When the stages of one pipeline, in topological order, are through with a batch.
+
+    ``latency_s``: largest ``last`` over the hops into the output.
+    """
+
+    def __init__(self, stages: Sequence[StageCost], hops: Sequence[HopCost]) -> None:
+        # First and last microbatch through a stage.
+        self._done: dict[int | None, tuple[float, float]] = {None: (0.0, 0.0)}
+        self._out_of: dict[int | None, list[HopCost]] = {}
+        self._onward: dict[int, float] = {}
+        # When the first and the last microbatch would be computed if only for this hop.
+        ends: dict[int, list[tuple[float, float]]] = {s: [] for s in range(len(stages))}
+        finished = 0.0
+        for hop in hops:
+            self._out_of.setdefault(hop.source, []).append(hop)
+        for s in (None, *range(len(stages))):
+            if s is not None:
+                self._done[s] = _through_stage(stages[s], ends[s])
+            for hop in self._out_of.get(s, []):
+                first, last = _through_hop(hop, self._done[s])
+                if hop.target is None:
+                    finished = max(finished, last)
+                else:
+                    ends[hop.target].append((first + hop.rest_s, last + hop.rest_s))
+        self.latency_s = finished or max(last for _, last in self._done.values())
+
+    def use(self, hop: HopCost, busy_s: float) -> WireUse:
+        """What a hop does to a wire on which its messages take ``busy_s`` a batch."""
+        return WireUse(
+            busy_s=busy_s, release_s=self._done[hop.source][0], rest_s=self._after_s(hop)
+        )
+
+    def _after_s(self, hop: HopCost) -> float:
+        """The least time from a hop to the end of the batch."""
         if hop.target is None:
-            finished = max(finished, last)
-        else:
-            ends[hop.target].append((first + hop.rest_s, last + hop.rest_s))
-
-    for hop in hops:
-        out_of.setdefault(hop.source, []).append(hop)
-    for hop in out_of.get(None, []):
-        pass_on(hop, done[None])
-    for s, stage in enumerate(stages):
-        first = max((end for end, _ in ends[s]), default=stage.run_s)
-        last = max((end for _, end in ends[s]), default=stage.run_s)
-        if stage.whole_batch:
-            first = last
-        else:
-            first = max(first, stage.run_s)
-            last = max(last, first + (stage.runs - 1) * stage.busy_s)
-        done[s] = first, last
-        for hop in out_of.get(s, []):
-            pass_on(hop, done[s])
-    return finished or max(last for _, last in done.values())
+            return 0.0
+        if hop.target not in self._onward:
+            onward = [x.duration_s + self._after_s(x) for x in self._out_of.get(hop.target, [])]
+            self._onward[hop.target] = max(onward, default=0.0)
+        return hop.rest_s + self._onward[hop.target]
 
 
-def _through(hop: HopCost, start: tuple[float, float]) -> tuple[float, float]:
+def crowded_s(uses: Sequence[tuple[int, str, WireUse]]) -> float:
+    """The least time of a batch for wires on which several pipelines send.
+
+    ``uses`` are by pipeline and wire. A wire takes one message after another: it begins when the
+    first is ready, and after the last one its way goes on.
+    """
+    by_wire: dict[str, list[WireUse]] = {}
+    users: dict[str, set[int]] = {}
+    for pipeline, wire, use in uses:
+        by_wire.setdefault(wire, []).append(use)
+        users.setdefault(wire, set()).add(pipeline)
+    return max(
+        (
+            min(x.release_s for x in every)
+            + sum(x.busy_s for x in every)
+            + min(x.rest_s for x in every)
+            for wire, every in by_wire.items()
+            if len(users[wire]) > 1
+        ),
+        default=0.0,
+    )
+
+
+def _through_stage(stage: StageCost, ends: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    first = max([stage.run_s, *(first for first, _ in ends)])
+    last = max([stage.run_s, *(last for _, last in ends)])
+    if stage.whole_batch:
+        return last, last
+    return first, max(last, first + (stage.runs - 1) * stage.busy_s)
+
+
+def _through_hop(hop: HopCost, start: tuple[float, float]) -> tuple[float, float]:
     """First and last microbatch behind a hop, from first and last before it."""
     first = start[0] + hop.duration_s
     return first, max(start[1] + hop.duration_s, first + (hop.runs - 1) * hop.duration_s)

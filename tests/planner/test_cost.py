@@ -8,7 +8,7 @@ from planner.cost import CostModel, PlanCost
 from planner.flows import Flow, Routing, find_flows
 from planner.problem import PlanningProblem
 from planner.request import PlanRequest
-from planner.solvers.base import Assignment, StageAssignment
+from planner.solvers.base import Assignment, PipelineAssignment, StageAssignment
 from profiler.cluster import Link
 from profiler.graph import ModelGraph
 from profiler.profile import PRELUDE, Measurement, Profile
@@ -237,6 +237,29 @@ def test_microbatches_queue_behind_what_came_late() -> None:
     first = 0.032 + 0.5 + 5 + 0.1 + 0.5 + 2
     last = 0.032 + 3 * 5.5 + 0.1 + 0.5 + 2
     assert cost.latency_s == pytest.approx(max(last, first + 2 * 6.5))
+
+
+def test_pipelines_take_turns_on_a_wire_that_they_share() -> None:
+    # b and c take one item each, 5 s; its answer, 100 bytes, 0.1 s on the wire that both use.
+    back = tuple(
+        Link(source=f"h/{d}", target="h/a", latency_s=0.0, bytes_per_s=1000.0, shares="back")
+        for d in "bc"
+    )
+    profile = make_profile(
+        make_graph([], 1, floats_per_item=25),
+        make_cluster(dict.fromkeys("abc", GIB), latency_s=0.0, bytes_per_s=1000.0, links=back),
+        seconds=dict.fromkeys("abc", [5.0]),
+    )
+    problem = PlanningProblem.build(profile, PlanRequest(batch_size=2), microbatch=1)
+    apart = Assignment(
+        pipelines=tuple(
+            PipelineAssignment(items=1, stages=(stage("0", d, (1,)),), routing=Routing.RELAY)
+            for d in "bc"
+        )
+    )
+    cost = CostModel(problem).evaluate(apart)
+    assert cost.pipelines[0].latency_s == pytest.approx(0.032 + 5 + 0.1)
+    assert cost.latency_s == pytest.approx(0.032 + 5 + 2 * 0.1)
 
 
 def test_the_last_partial_microbatch_counts_as_a_whole_one() -> None:
