@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.pace import Pace
 from executor import Session
 from executor.emulate import EmulatedHosts
 from executor.session import StartedRanks
@@ -25,12 +26,11 @@ from planner.inputs import Sources
 from planner.request import Objective, Pin
 from planner.rules import in_proportion
 from profiler.bench import example_inputs
-from profiler.capture import Captured, capture
+from profiler.capture import Captured
 from profiler.cluster import Cluster
 from profiler.emulation import EmulatedHost
 from profiler.errors import InfeasiblePlanError
 from profiler.profile import Profile
-from profiler.sources import load_model
 
 PORT = 29600
 SEQUENTIAL = "device map order"
@@ -57,12 +57,23 @@ class Contender:
         return estimate.latency_s if latency else estimate.period_s
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ground:
+    """What plans compete on: a model measured inside hosts, and how fast these now are."""
+
+    hosts: EmulatedHosts
+    profile: Profile
+    captured: Captured
+    pace: Pace
+
+
 @dataclass
 class Outcome:
-    """What a contender reached: seconds by repeat."""
+    """What a contender reached: seconds by repeat, and the machine's pace at each."""
 
     contender: Contender
     seconds: list[float] = field(default_factory=list)
+    paces: list[float] = field(default_factory=list)
 
     @property
     def measured_s(self) -> float:
@@ -203,32 +214,26 @@ def _by_bytes(profile: Profile) -> list[int]:
 
 
 def compete(
-    hosts: EmulatedHosts,
-    profile: Profile,
-    model: str,
-    entered: Sequence[Contender],
-    *,
-    repeats: int,
-    run_s: float,
+    ground: Ground, entered: Sequence[Contender], *, repeats: int, run_s: float
 ) -> list[Outcome]:
     """Run all contenders in turn, ``repeats`` times; equal plans run once and share the result.
 
     A run lasts about ``run_s`` seconds. Plans whose single batches last longer take part in
     :data:`LEAST_REPEATS` of the turns: short runs are what a moment's noise spoils.
     """
-    captured = capture(load_model(model))
-    inputs = example_inputs(captured, entered[0].plan.inputs.request.batch_size, varied=True)
-    sources = Sources(profile=profile, cluster=profile.cluster)
+    items = entered[0].plan.inputs.request.batch_size
+    inputs = example_inputs(ground.captured, items, varied=True)
     outcomes = [Outcome(contender=one) for one in entered]
     with ExitStack() as stack:
         sessions = {
-            spec: stack.enter_context(_session(one.plan, captured, sources, hosts))
+            spec: stack.enter_context(_session(one.plan, ground))
             for spec, one in {one.plan.spec.canonical(): one for one in entered}.items()
         }
         for session in sessions.values():
             session.run(inputs, repeats=2)
         for turn in range(repeats):
-            done: dict[tuple[str, bool], float] = {}
+            done: dict[tuple[str, bool], tuple[float, float]] = {}
+            before = ground.pace.now()
             for outcome in outcomes:
                 one = outcome.contender
                 if turn >= LEAST_REPEATS and one.predicted_s > run_s:
@@ -236,13 +241,19 @@ def compete(
                 single = one.objective is Objective.LATENCY or one.one_at_a_time
                 key = (one.plan.spec.canonical(), single)
                 if key not in done:
-                    done[key] = _measured(sessions[key[0]], inputs, key[1], run_s / one.predicted_s)
-                outcome.seconds.append(done[key])
+                    took_s = _measured(sessions[key[0]], inputs, key[1], run_s / one.predicted_s)
+                    after = ground.pace.now()
+                    done[key] = took_s, (before + after) / 2
+                    before = after
+                outcome.seconds.append(done[key][0])
+                outcome.paces.append(done[key][1])
     return outcomes
 
 
-def _session(made: Plan, captured: Captured, sources: Sources, hosts: EmulatedHosts) -> Session:
-    return Session(made, captured, sources=sources, started=StartedRanks(made, hosts=hosts))
+def _session(made: Plan, ground: Ground) -> Session:
+    sources = Sources(profile=ground.profile, cluster=ground.profile.cluster)
+    started = StartedRanks(made, hosts=ground.hosts)
+    return Session(made, ground.captured, sources=sources, started=started)
 
 
 def _measured(

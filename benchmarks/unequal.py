@@ -13,6 +13,9 @@ For each objective: the plan that apportion makes; layers split evenly, by memor
 fastest device alone; ``torch.distributed.pipelining`` where it can run the model; layers filled in
 order by bytes, one device busy at a time (what ``device_map`` does).
 
+Estimates are those of the profile at the pace that the machine has during the runs
+(``benchmarks/pace.py``); what the plans themselves said before is ``estimate_error_unpaced_*``.
+
 With ``--cells`` every cell is kept there when it is measured, with the cluster's measured links;
 those kept before are not measured again, and the figures are over all of them: an hour's comparison
 can be continued.
@@ -38,6 +41,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.cells import (
     SEQUENTIAL,
     Contender,
+    Ground,
     Outcome,
     compete,
     contenders,
@@ -47,14 +51,17 @@ from benchmarks.cells import (
 )
 from benchmarks.models import MODELS
 from benchmarks.outcomes import Cell, Result, figures, keep, load, picture
+from benchmarks.pace import Pace, at_pace
 from benchmarks.records import parser, publish
 from benchmarks.torch_pipeline import torch_pipeline
-from executor.emulate import EmulatedHosts, emulated
+from executor.emulate import emulated
 from planner.check import rederive
 from planner.request import Objective
+from profiler.capture import capture
 from profiler.cluster import Cluster
 from profiler.documents import digest
 from profiler.profile import Profile
+from profiler.sources import load_model
 
 ROOT = Path(__file__).resolve().parents[1]
 CLUSTERS = ("fast_and_slow", "slow_middle", "weak_device", "all_different")
@@ -80,27 +87,32 @@ def measure(
                 tempfile.TemporaryDirectory(prefix="apportion-unequal-") as temporary,
                 emulated(machines) as hosts,
             ):
-                profile = profile_inside(
-                    hosts,
-                    machines,
-                    f"benchmarks.models:{model}",
-                    folder=Path(temporary),
-                    batch_sizes=(4, 16) if quick else (1, 2, 4, 8, 16),
-                    budget_s=4.0 if quick else 20.0,
-                )
+                captured = capture(load_model(f"benchmarks.models:{model}"))
+                pace = Pace(captured)
+                with pace.while_profiling():
+                    profile = profile_inside(
+                        hosts,
+                        machines,
+                        f"benchmarks.models:{model}",
+                        folder=Path(temporary),
+                        batch_sizes=(4, 16) if quick else (1, 2, 4, 8, 16),
+                        budget_s=4.0 if quick else 20.0,
+                    )
                 machines = profile.cluster  # with measured links, for the next models
-                cell = _cell(hosts, profile, cluster_name, model, quick=quick)
+                ground = Ground(hosts=hosts, profile=profile, captured=captured, pace=pace)
+                cell = _cell(ground, cluster_name, model, quick=quick)
             if folder and measured:
                 keep(cell, folder)
                 machines.dump(measured)
             yield cell
 
 
-def _cell(hosts: EmulatedHosts, profile: Profile, cluster: str, model: str, *, quick: bool) -> Cell:
+def _cell(ground: Ground, cluster: str, model: str, *, quick: bool) -> Cell:
+    hosts, profile = ground.hosts, ground.profile
     entered = contenders(profile, batch_size=BATCH)
     repeats = 2 if quick else 5
     ref = f"benchmarks.models:{model}"
-    outcomes = compete(hosts, profile, ref, entered, repeats=repeats, run_s=0.8 if quick else 1.2)
+    outcomes = compete(ground, entered, repeats=repeats, run_s=0.8 if quick else 1.2)
     settle()
     names = [host.name for host in profile.cluster.hosts]
     torch_s: dict[str, float] = {}
@@ -129,18 +141,21 @@ def _cell(hosts: EmulatedHosts, profile: Profile, cluster: str, model: str, *, q
 
 
 def _result(outcome: Outcome, profile: Profile) -> Result:
-    one = outcome.contender
-    derived = rederive(one.plan, profile)
+    one, pace = outcome.contender, statistics.median(outcome.paces)
+    derived = rederive(one.plan, at_pace(profile, pace))
     bottleneck = max(derived.busy_s, key=lambda name: derived.busy_s[name])
     wire = bottleneck.startswith("wire")
+    single = one.objective is Objective.LATENCY or one.one_at_a_time
     return Result(
         name="device map" if one.name == SEQUENTIAL else one.name,
         objective=one.objective,
         spec=digest(one.plan.spec.canonical() + str(one.one_at_a_time)),
-        predicted_s=one.predicted_s,
+        predicted_s=derived.latency_s if single else derived.period_s,
+        unpaced_s=one.predicted_s,
+        pace=pace,
         seconds=tuple(outcome.seconds),
         bound_by="wire" if wire else "stage",
-        alone_s=derived.busy_s[bottleneck] if wire else _alone_s(one, bottleneck),
+        alone_s=derived.busy_s[bottleneck] if wire else pace * _alone_s(one, bottleneck),
     )
 
 

@@ -172,7 +172,7 @@ class _PipelinePrice:
             (source, target): HopCost(
                 source=source,
                 target=target,
-                duration_s=_duration(messages),
+                duration_s=_duration(messages, self.problem),
                 rest_s=self._rest_s(source, target),
                 runs=self._runs(source, target),
             )
@@ -382,9 +382,13 @@ def _empty_root(figures: Figures) -> RankCost:
     )
 
 
-def _duration(messages: Sequence[_Message]) -> float:
-    """The slowest receiver's messages, one after another."""
-    per_receiver: dict[str, float] = {}
+def _duration(messages: Sequence[_Message], problem: PlanningProblem) -> float:
+    """The slowest receiver's messages, or all on the slowest wire, one after another."""
+    total: dict[tuple[str, str], float] = {}
     for message in messages:
-        per_receiver[message.target] = per_receiver.get(message.target, 0.0) + message.seconds
-    return max(per_receiver.values(), default=0.0)
+        ends = [("to", message.target)]
+        if message.source != message.target:
+            ends.append(("on", problem.wire(message.source, message.target)))
+        for end in ends:
+            total[end] = total.get(end, 0.0) + message.seconds
+    return max(total.values(), default=0.0)

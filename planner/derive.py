@@ -221,11 +221,14 @@ def _ready(first_s: float, last_s: float, stage: StageView, times: _StageTimes) 
 
 
 def _duration_s(ways: Sequence[Move]) -> float:
-    """All tensors from one stage to another, once, at the receiver that waits longest."""
-    arriving: dict[int, float] = defaultdict(float)
+    """All tensors from one stage to another, once: at the receiver that waits longest, or on the
+    wire that several receivers share."""
+    arriving: dict[int | str, float] = defaultdict(float)
     for move in ways:
         for message in move.messages:
             arriving[message.target] += message.time_s
+            if message.wire:
+                arriving[message.wire] += message.time_s
     return max(arriving.values(), default=0.0)
 
 

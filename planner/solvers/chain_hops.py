@@ -52,6 +52,13 @@ class _Ends:
 
     seconds: Floats  # [set, rank]
     occupied: Floats  # [set, rank]
+    shares: tuple[str | None, ...]  # [rank] what the wire is shared under
+
+    @property
+    def longest(self) -> Floats:
+        """The slowest rank's messages, or all on the slowest shared wire: [set]."""
+        wires = _shared(self.shares, self.seconds.T)
+        return np.asarray(np.concatenate([self.seconds.T, wires]).max(axis=0))
 
 
 def find_hops(
@@ -117,7 +124,8 @@ class _Builder:
                 pairs = self._pairs(sender, receiver, whole)
                 moves = np.stack([row for _, _, row, _ in pairs])
                 heads = _group(moves, [b for _, b, _, _ in pairs], len(receiver.members))
-                duration[a, n] = heads.max(axis=0)
+                wires = _shared([link.shares for *_, link in pairs], moves)
+                duration[a, n] = np.concatenate([heads, wires]).max(axis=0)
                 if self.serial:
                     held = moves * np.array([[link.receive_occupancy] for *_, link in pairs])
                     at_once = self._at_once(receiver, whole)
@@ -143,7 +151,7 @@ class _Builder:
             send=send,
             wire_in=wire_in,
             wire_out=wire_out,
-            first_duration=np.array([e.seconds.max(axis=1) for e in arriving]),
+            first_duration=np.array([e.longest for e in arriving]),
             first_receive=np.array([e.occupied.max(axis=1) for e in arriving]),
             first_wire=self._end_wires(arriving),
             last_duration=np.array([e.seconds.sum(axis=1) for e in departing]),
@@ -205,6 +213,7 @@ class _Builder:
         sets = self.crossing.input_sets if incoming else self.crossing.output_sets
         seconds = np.zeros((len(sets), len(option.members)))
         occupied = np.zeros_like(seconds)
+        shares: list[str | None] = [None] * len(option.members)
         root = self.problem.cluster.root
         items = self.problem.batch if option.whole_batch else self.problem.microbatch
         for r, (c, share) in enumerate(option.members):
@@ -212,6 +221,7 @@ class _Builder:
             if device == root or (option.is_tensor and not incoming and r):
                 continue
             link = self.problem.links[(root, device) if incoming else (device, root)]
+            shares[r] = link.shares
             for x, names in enumerate(sets):
                 for name in names:
                     cut = self.problem.graph.tensor[name].in_parts
@@ -221,7 +231,7 @@ class _Builder:
                         seconds[x, r] += link.transfer_time_s(num_bytes)
             fraction = link.receive_occupancy if incoming else link.send_occupancy
             occupied[:, r] = fraction * seconds[:, r]
-        return _Ends(seconds, occupied)
+        return _Ends(seconds, occupied, tuple(shares))
 
     def _end_wires(self, ends: Sequence[_Ends]) -> Floats:
         """Seconds a batch on the busiest wire of the inputs, or outputs, of each option."""
@@ -274,3 +284,12 @@ def _group(rows: Floats, ranks: Sequence[int], num_ranks: int) -> Floats:
     for row, rank in zip(rows, ranks, strict=True):
         total[rank] += row
     return total
+
+
+def _shared(shares: Sequence[str | None], rows: Floats) -> Floats:
+    """Sum of the rows on each wire that several links share: [wire, ...], maybe none."""
+    total: dict[str, Floats] = {}
+    for name, row in zip(shares, rows, strict=True):
+        if name is not None:
+            total[name] = total[name] + row if name in total else row
+    return np.array(list(total.values())).reshape(len(total), *rows.shape[1:])

@@ -232,14 +232,20 @@ class StageTimes:
         crossing: list[tuple[str, Literal]],
         times: int,
     ) -> Terms:
-        """``times`` one move of all tensors between two slots, at the slowest receiver."""
-        ranks: list[Terms] = [
-            [] for _ in range(1 if b is None else len(self.slots.slots[b].option.members))
-        ]
+        """``times`` one move of all tensors between two slots, at the slowest receiver or on the
+        slowest wire that several receivers share."""
+        found: dict[int | str, Terms] = {}
+        receivers: dict[str, set[int]] = {}
         for name, moved in crossing:
             for message in self.slots.messages(name, a, b):
-                ranks[message.target].append((self.ticks(times * message.seconds), moved))
-        return self._slowest(ranks)
+                receivers.setdefault(message.wire, set()).add(message.target)
+                for end in (message.target, message.wire):
+                    spent = (self.ticks(times * message.seconds), moved)
+                    found.setdefault(end, []).append(spent)
+        for wire, ends in receivers.items():
+            if len(ends) == 1:  # no longer than what that receiver gets
+                del found[wire]
+        return self._slowest(list(found.values())) if found else []
 
     def _layer_times(self, top: int) -> None:
         """Implied: no layer is done before those it reads from, and the way from them.

@@ -248,7 +248,7 @@ def test_pipelines_take_turns_on_a_wire_that_they_share() -> None:
     profile = make_profile(
         make_graph([], 1, floats_per_item=25),
         make_cluster(dict.fromkeys("abc", GIB), latency_s=0.0, bytes_per_s=1000.0, links=back),
-        seconds=dict.fromkeys("abc", [5.0]),
+        seconds={d: [5.0] for d in "abc"},
     )
     problem = PlanningProblem.build(profile, PlanRequest(batch_size=2), microbatch=1)
     apart = Assignment(
