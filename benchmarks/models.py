@@ -63,17 +63,17 @@ def llama() -> Made:
 
 
 def bert_base() -> Made:
-    """BERT-base's layers, four of them, on 128 tokens."""
+    """BERT-base's layers, four of them, on 256 tokens."""
     from transformers import BertConfig, BertModel
 
     torch.manual_seed(0)
-    ids = torch.randint(0, 30000, (2, 2 * TOKENS))
+    ids = torch.randint(0, 30000, (2, 4 * TOKENS))
     module = BertModel(BertConfig(num_hidden_layers=4)).eval()
     return module, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def llama_wide() -> Made:
-    """Four layers of a Llama of width 1024 with grouped queries, 128 tokens, and its head."""
+    """Four layers of a Llama of width 1024 with grouped queries, 256 tokens, and its head."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -81,7 +81,7 @@ def llama_wide() -> Made:
         vocab_size=8192, hidden_size=1024, num_hidden_layers=4, num_attention_heads=16,
         num_key_value_heads=8, intermediate_size=2816, max_position_embeddings=256,
     )  # fmt: skip
-    ids = torch.randint(0, 8192, (2, 2 * TOKENS))
+    ids = torch.randint(0, 8192, (2, 4 * TOKENS))
     return LlamaForCausalLM(config).eval(), {"input_ids": ids, "use_cache": False}
 
 
