@@ -52,6 +52,8 @@ RATES = ("100Mbit/s", "300Mbit/s", "1Gbit/s", "3Gbit/s", "10Gbit/s")
 EQUAL: tuple[float | None, ...] = (None, None)
 """Whole cores: quotas stop two hosts at different times, and each then waits for the other."""
 UNLIKE = (0.9, 0.45)
+PERIOD_S = 0.0025
+"""Short periods of the quotas: the less the hosts are apart at a join."""
 REQUEST = PlanRequest(objective=Objective.LATENCY, batch_size=1)
 TRANSFORMER_AXES = ("heads", "features")
 
@@ -65,6 +67,7 @@ def hosts_of(cores: Sequence[float | None], rate: str) -> Cluster:
         emulate=Emulation(
             hosts=tuple(EmulatedHost(name=n, cores=c) for n, c in zip(names, cores, strict=True)),
             default_bytes_per_s=parse_bytes_per_s(rate),
+            period_s=PERIOD_S,
         ),
     )
 

@@ -11,11 +11,15 @@ from collections.abc import Collection, Iterable
 
 from pydantic import Field
 
-from profiler.documents import Bytes, BytesPerSecond, Record
+from profiler.documents import Bytes, BytesPerSecond, Record, Seconds
 
 MIN_CORES, MAX_CORES = 0.01, 4096
 """Less of a processor cannot be enforced: the kernel hands out at least 1 ms, at most once in a
 period, and long periods make times jump."""
+
+MIN_PERIOD_S, MAX_PERIOD_S, PERIOD_S = 0.001, 1.0, 0.01
+"""The periods that the kernel takes, and the one that is usual here: in longer ones the time of one
+step jumps, in shorter ones hosts that together use most of the machine get less than their part."""
 
 MIN_BYTES_PER_S, MAX_BYTES_PER_S = 1e3, 1e12
 """Rates that the kernel's queues can keep."""
@@ -51,7 +55,9 @@ class Emulation(Record):
     """How one machine stands in for a cluster's hosts.
 
     ``default_bytes_per_s`` is the rate of every direction that ``links`` does not name, each a wire
-    of its own; absent means as fast as this machine.
+    of its own; absent means as fast as this machine. ``period_s`` is the time in which a host has
+    its part of the processor once: devices that wait for each other many times a step (those
+    that divide layers) are stopped at different times, by up to a period.
     """
 
     hosts: tuple[EmulatedHost, ...] = ()
@@ -59,6 +65,8 @@ class Emulation(Record):
     default_bytes_per_s: BytesPerSecond | None = Field(
         default=None, ge=MIN_BYTES_PER_S, le=MAX_BYTES_PER_S
     )
+
+    period_s: Seconds = Field(default=PERIOD_S, ge=MIN_PERIOD_S, le=MAX_PERIOD_S)
 
     def require_consistent(self, names: Collection[str]) -> None:
         """Refuse what contradicts itself or the cluster, whose hosts are called ``names``.

@@ -80,14 +80,14 @@ def plan_group(host: HostLayout, *, proc: Path = PROC) -> HostGroup:
         directory = tree.mount / host.group
         directories[directory] = None
         if controller == "cpu" and host.cores is not None:
-            writes += _processors(tree, directory, host.cores)
+            writes += _processors(tree, directory, host.cores, host.period_s)
         if controller == "memory" and host.memory_bytes is not None:
             writes += _memory(tree, directory, host.memory_bytes)
     return HostGroup(directories=tuple(directories), writes=tuple(writes))
 
 
-def _processors(tree: Hierarchy, directory: Path, cores: float) -> list[Write]:
-    quota_us, period_us = quota(cores)
+def _processors(tree: Hierarchy, directory: Path, cores: float, period_s: float) -> list[Write]:
+    quota_us, period_us = quota(cores, period_s)
     if tree.version == 2:
         weight = min(10_000, max(1, round(WEIGHT_PER_CORE * cores)))
         return [

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from profiler.cluster import Cluster
-from profiler.emulation import EmulatedLink, Emulation
+from profiler.emulation import MAX_PERIOD_S, PERIOD_S, EmulatedLink, Emulation
 from profiler.errors import InvalidInputError
 
 PREFIX = "apportion-"
@@ -30,13 +30,8 @@ clusters, and a real network of the same numbers, do not meet."""
 MAX_HOSTS = 128
 """Queues and filters grow with the square of the hosts: these take some twenty seconds to make."""
 
-PERIOD_S = 0.01
-"""Processor time is handed out in periods of this length, if the share allows. In longer periods
-the time of one step jumps."""
 MIN_QUOTA_S = 0.001
 """The least that the kernel hands out in one period."""
-MAX_PERIOD_S = 1.0
-"""The longest period the kernel takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +46,7 @@ class HostLayout:
     mac: str
     processes: int
     cores: float | None
+    period_s: float
     memory_bytes: int | None
 
 
@@ -122,6 +118,7 @@ def layout(cluster: Cluster, *, token: str) -> Layout:
                 mac=_mac(address),
                 processes=len(host.devices),
                 cores=limit.cores if limit else None,
+                period_s=wish.period_s,
                 memory_bytes=limit.memory_bytes if limit else None,
             )
         )
@@ -175,12 +172,12 @@ def _wires(links: Sequence[EmulatedLink], number: dict[str, int]) -> tuple[Wire,
     )
 
 
-def quota(cores: float) -> tuple[int, int]:
-    """Processor time and period, in microseconds, that make up ``cores``.
+def quota(cores: float, period_s: float = PERIOD_S) -> tuple[int, int]:
+    """Processor time and period, in microseconds, that make up ``cores``; the period is longer
+    than ``period_s`` where the part in it would be too small.
 
-    >>> quota(0.25), quota(2.0), quota(0.05)
-    ((2500, 10000), (20000, 10000), (1000, 20000))
+    >>> quota(0.25), quota(2.0), quota(0.05), quota(0.5, 0.004)
+    ((2500, 10000), (20000, 10000), (1000, 20000), (2000, 4000))
     """
-    period_s = min(MAX_PERIOD_S, max(PERIOD_S, MIN_QUOTA_S / cores))
-    period_us = round(1e6 * period_s)
+    period_us = round(1e6 * min(MAX_PERIOD_S, max(period_s, MIN_QUOTA_S / cores)))
     return round(cores * period_us), period_us

@@ -155,6 +155,9 @@ def test_quotas_are_what_the_kernel_takes(cores: float) -> None:
     assert quota_us / period_us == pytest.approx(cores, rel=0.01)
     assert quota_us >= 1000
     assert 10_000 <= period_us <= 1_000_000
+    quota_us, period_us = quota(cores, 0.002)
+    assert quota_us / period_us == pytest.approx(cores, rel=0.01)
+    assert period_us == max(2000, round(1000 / cores))
 
 
 def test_what_is_missing_is_said_before_anything_is_touched(
