@@ -1,15 +1,14 @@
 """How fast the machine computes at a moment: machines shared with others drift.
 
 The same computing took 121 and 158 ms within half an hour on the machine where this was written,
-without anything else running on it: more than what an estimate may be off. So while a model is
-profiled, and before and after every run of a plan, the whole model is run once by itself, and its
-processor time says at what pace the machine was.
+without anything else running on it: more than what an estimate may be off. So before and after a
+model is profiled, and before and after every run of a plan, the whole model is run by itself while
+nothing else runs, and its processor time says at what pace the machine is.
 """
 
 from __future__ import annotations
 
 import statistics
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from profiler.capture import Captured
 from profiler.profile import Profile
 
 ITEMS = 4
-EVERY_S = 4.0
+REPEATS = 5
 
 
 class Pace:
@@ -36,20 +35,10 @@ class Pace:
 
     @contextmanager
     def while_profiling(self) -> Iterator[None]:
-        """Take note of the pace every few seconds; it is what later ones are compared with."""
-        seconds, over = [self._once_s()], threading.Event()
-
-        def watch() -> None:
-            while not over.wait(EVERY_S):
-                seconds.append(self._once_s())
-
-        thread = threading.Thread(target=watch)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
+        """Take note of the pace before and after; it is what later ones are compared with."""
+        seconds = [self._once_s() for _ in range(REPEATS)]
+        yield
+        seconds += [self._once_s() for _ in range(REPEATS)]
         self._profiled_s = statistics.median(seconds)
 
     def now(self) -> float:
@@ -80,4 +69,4 @@ def at_pace(profile: Profile, pace: float) -> Profile:
         )
         for one in profile.timings
     )
-    return profile.model_copy(update={"timings": timings})
+    return profile.replaced(timings=timings)

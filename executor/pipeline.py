@@ -19,6 +19,7 @@ from torch import nn
 from executor.aggregation import Collector, InPlace, KeptApart, combine_tensors, make_aggregator
 from executor.collectives import StageJoins
 from executor.delivery import Kept, receive_answer, send_answer
+from executor.late import LateInput, misaligned
 from executor.schedule import Interval, Message, Piece, Schedule, StageRole, StepWork
 from executor.shapes import Shapes
 from executor.transport import Pending, Transport
@@ -29,10 +30,6 @@ from profiler.program import StageProgram
 
 Recorder = Callable[[str, Interval | None, torch.Tensor], None]
 """Called with every tensor that a stage computes for others: name, items, value."""
-
-
-ALIGNMENT_BYTES = 64
-"""Where torch's own allocations begin."""
 
 
 @dataclass
@@ -81,20 +78,6 @@ class _Arriving:
 
     piece: Piece
     parts: dict[str, list[Pending | Message]]
-
-
-class _Input:
-    """An input of a piece, put together from its parts when it is first asked for."""
-
-    def __init__(self, join: Callable[[], torch.Tensor]) -> None:
-        self._join = join
-        self._whole: torch.Tensor | None = None
-
-    def wait(self) -> torch.Tensor:
-        """The tensor, when it is there."""
-        if self._whole is None:
-            self._whole = self._join()
-        return self._whole
 
 
 class RankLoop:
@@ -307,7 +290,7 @@ class _Run:
         piece = arriving.piece
         self._blocked_s = self._taking_s = self._taking_cpu_s = 0.0
         inputs = {
-            name: _Input(partial(self._joined, name, parts))
+            name: LateInput(partial(self._joined, name, parts))
             for name, parts in arriving.parts.items()
         }
         for name, one in inputs.items():
@@ -349,7 +332,7 @@ class _Run:
         ]
         dim = self.loop.tensors[name].batch_dim
         whole = tensors[0] if len(tensors) == 1 or dim is None else torch.cat(tensors, dim=dim)
-        if isinstance(parts[0], Message) and (name in stage.changes or _misaligned(whole)):
+        if isinstance(parts[0], Message) and (name in stage.changes or misaligned(whole)):
             whole = whole.clone()  # the caller's tensors stay as they were
         whole = whole.to(stage.device)
         self._taking_s += time.perf_counter() - begun
@@ -357,7 +340,7 @@ class _Run:
         return whole
 
     def _compute(
-        self, stage: StageModule, piece: Piece, inputs: Mapping[str, _Input]
+        self, stage: StageModule, piece: Piece, inputs: Mapping[str, LateInput]
     ) -> dict[str, torch.Tensor]:
         """What the stage makes of a piece; it waits for what it reads."""
         sizes = self.shapes.sizes(stage.program, piece.items[1] - piece.items[0])
@@ -403,11 +386,3 @@ class _Run:
             self.sinks[message.tensor].place(part.to("cpu"), low, high)
             return None
         return self.transport.send(part, message)
-
-
-def _misaligned(tensor: torch.Tensor) -> bool:
-    """Whether kernels would add in another order than on memory of its own.
-
-    Answers to the last bit must not depend on where in a file or a batch an item lies.
-    """
-    return tensor.data_ptr() % ALIGNMENT_BYTES != 0
