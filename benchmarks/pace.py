@@ -48,6 +48,7 @@ class Pace:
 
     def _once_s(self) -> float:
         with torch.inference_mode():
+            self._module(**self._inputs)  # whatever ran before has the caches
             begun = time.thread_time()
             self._module(**self._inputs)
             return time.thread_time() - begun
