@@ -37,6 +37,9 @@ from profiler.units import format_bytes
 PARTIALS = (64 * 2**10, 384 * 2**10, 1536 * 2**10)
 BLOCK = 20
 
+Times = dict[str, dict[str, list[list[float]]]]
+"""Seconds of computing and of joining of every step, by size of the partial result and way."""
+
 
 def _message(source: int, target: int) -> Message:
     return Message(
@@ -57,7 +60,7 @@ def be_rank(rank: int, store: str, blocks: int) -> None:
     transport, other = Transport(rank=rank, timeout_s=60.0), 1 - rank
     sockets = StageSockets.connect(transport, (0, 1), rank)
     rows, weight = torch.randn(128, 768), torch.randn(768, 3072)
-    found: dict[str, dict[str, list[list[float]]]] = {}
+    found: Times = {}
     for size in PARTIALS:
         mine, theirs = torch.zeros(size // 4), torch.empty(size // 4)
         sent, received = _message(rank, other), _message(other, rank)
@@ -94,7 +97,7 @@ def _packed(found: object) -> torch.Tensor:
     return torch.frombuffer(bytearray(text), dtype=torch.uint8)
 
 
-def figures(one: dict[str, dict[str, list[list[float]]]], other: dict) -> list[Record]:  # type: ignore[type-arg]
+def figures(one: Times, other: Times) -> list[Record]:
     """The records of a measurement, from both ranks' times."""
     records = []
     for size in one:
