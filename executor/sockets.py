@@ -36,6 +36,9 @@ CARD_BYTES = 2048
 TRY_S = 3.0
 """How long one address of several is tried."""
 
+ANSWER_S = 30.0
+"""How long who is reached may take to answer: it calls others first."""
+
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
@@ -227,16 +230,22 @@ def _call(card: Card, rank: int, other: int, deadline: float) -> socket.socket:
     """A connection with ``other``, at the first of its addresses that answers."""
     tried, hosts = [], card.addresses
     for host in hosts:
-        left = min(TRY_S if len(hosts) > 1 else TRY_S * 10, deadline - time.monotonic())
+        left_s = deadline - time.monotonic()
+        try_s = min(TRY_S, left_s) if len(hosts) > 1 else left_s
         try:
-            connection = socket.create_connection((host, card.port), timeout=max(0.1, left))
+            connection = socket.create_connection((host, card.port), timeout=max(0.1, try_s))
+        except OSError as error:
+            tried.append(f"{host} ({error})")
+            continue
+        try:
+            connection.settimeout(max(0.1, min(ANSWER_S, deadline - time.monotonic())))
             connection.sendall(_greeting(card.token, rank))
             if connection.recv(1) == b"!":
                 return connection
             tried.append(f"{host} (another process answers)")
-            connection.close()
         except OSError as error:
             tried.append(f"{host} ({error})")
+        connection.close()
     raise RankFailedError(
         f"rank {rank} cannot connect with rank {other}, which divides a stage with it, at port "
         f"{card.port} of {', '.join(tried)}: are these hosts reachable from each other, and "

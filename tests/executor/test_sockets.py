@@ -156,6 +156,19 @@ def test_strangers_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
     test_everything_arrives_in_order([0, 1], torch.float32)
 
 
+def test_a_rank_that_answers_late_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = sockets._answered
+
+    def late(*args: Any) -> Any:
+        time.sleep(0.5)
+        return answered(*args)
+
+    monkeypatch.setattr(sockets, "TRY_S", 0.1)
+    monkeypatch.setattr(sockets, "_answered", late)
+    monkeypatch.setattr(sockets, "addresses", lambda: ["127.0.0.1", "127.0.0.2"])
+    assert not together([4, 0, 7], lambda *_: None)
+
+
 def test_addresses_that_nobody_answers_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         closed = taken.getsockname()[1]
