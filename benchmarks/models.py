@@ -25,7 +25,7 @@ def resnet50() -> Made:
 
 
 def bert() -> Made:
-    """BERT's shape at a third of base's width: 12 layers of 384, 64 tokens."""
+    """BERT-base at half its width: 12 layers of 384, 64 tokens."""
     from transformers import BertConfig, BertModel
 
     torch.manual_seed(0)
@@ -38,12 +38,12 @@ def bert() -> Made:
 
 
 def vit() -> Made:
-    """ViT's shape, 12 layers of 256; images of 112 x 112 in 50 patches."""
+    """ViT-base at half its width, 12 layers of 384; images of 112 x 112 in 50 patches."""
     from transformers import ViTConfig, ViTForImageClassification
 
     torch.manual_seed(0)
     config = ViTConfig(
-        hidden_size=256, num_hidden_layers=12, num_attention_heads=4, intermediate_size=1024,
+        hidden_size=384, num_hidden_layers=12, num_attention_heads=6, intermediate_size=1536,
         image_size=112, patch_size=16, num_labels=100,
     )  # fmt: skip
     return ViTForImageClassification(config).eval(), {"pixel_values": torch.randn(2, 3, 112, 112)}

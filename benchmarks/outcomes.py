@@ -27,8 +27,9 @@ class Result(documents.Record):
 
     ``spec`` is a digest of the plan's decision. ``predicted_s`` holds at the machine's ``pace``
     (median over the repeats; 1 is that of the profile), ``unpaced_s`` at that of the profile.
-    ``bound_by`` is ``stage`` or ``wire``, whatever is the bottleneck of the plan, and ``alone_s``
-    what that needs for a batch if nothing else is done.
+    ``bound_by`` is ``stage`` or ``wire``, whatever is the bottleneck of the plan, ``alone_s`` what
+    that needs for a batch if nothing else is done, and ``busy_s`` the same with the processor's
+    part of its messages.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Result(documents.Record):
     seconds: tuple[float, ...]
     bound_by: str
     alone_s: float
+    busy_s: float
 
     @property
     def measured_s(self) -> float:
@@ -151,6 +153,14 @@ def figures(cells: Sequence[Cell], *, unequal: Sequence[str]) -> list[Record]:
                     median=median, cells=len(values),
                 )
             )  # fmt: skip
+    busy = [one.busy_s / one.measured_s for one in best if one.bound_by == "stage"]
+    if busy:
+        made.append(
+            record(
+                "compute_bound_with_messages_min", min(busy), "fraction",
+                median=round(statistics.median(busy), 3), cells=len(busy),
+            )
+        )  # fmt: skip
     made += _gains(cells, unequal)
     noise = [abs(statistics.median(r.seconds[1::2]) / statistics.median(r.seconds[::2]) - 1)
              for r in results]  # fmt: skip

@@ -21,7 +21,9 @@ those kept before are not measured again, and the figures are over all of them: 
 can be continued.
 
 ``compute_bound_efficiency_min``: of apportion's plans for throughput where a stage is the
-bottleneck, rate over the physical limit of that stage: what its devices compute alone.
+bottleneck, rate over the physical limit of that stage: what its devices compute alone;
+``compute_bound_with_messages_min`` over what they can do if their messages, for which a rationed
+processor has to stop computing, count too.
 ``link_bound_efficiency_min``: where a wire is, bytes moved over it, of what its measured bandwidth
 allows.
 """
@@ -156,6 +158,7 @@ def _result(outcome: Outcome, profile: Profile) -> Result:
         seconds=tuple(outcome.seconds),
         bound_by="wire" if wire else "stage",
         alone_s=derived.busy_s[bottleneck] if wire else pace * _alone_s(one, bottleneck),
+        busy_s=derived.busy_s[bottleneck],
     )
 
 
