@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.pace import Pace
 from executor import Session
 from executor.emulate import EmulatedHosts
 from executor.session import StartedRanks
@@ -59,21 +58,19 @@ class Contender:
 
 @dataclass(frozen=True, kw_only=True)
 class Ground:
-    """What plans compete on: a model measured inside hosts, and how fast these now are."""
+    """What plans compete on: a model measured inside hosts."""
 
     hosts: EmulatedHosts
     profile: Profile
     captured: Captured
-    pace: Pace
 
 
 @dataclass
 class Outcome:
-    """What a contender reached: seconds by repeat, and the machine's pace at each."""
+    """What a contender reached: seconds by repeat."""
 
     contender: Contender
     seconds: list[float] = field(default_factory=list)
-    paces: list[float] = field(default_factory=list)
 
     @property
     def measured_s(self) -> float:
@@ -232,8 +229,7 @@ def compete(
         for session in sessions.values():
             session.run(inputs, repeats=2)
         for turn in range(repeats):
-            done: dict[tuple[str, bool], tuple[float, float]] = {}
-            before = ground.pace.now()
+            done: dict[tuple[str, bool], float] = {}
             for outcome in outcomes:
                 one = outcome.contender
                 if turn >= LEAST_REPEATS and one.predicted_s > run_s:
@@ -241,12 +237,8 @@ def compete(
                 single = one.objective is Objective.LATENCY or one.one_at_a_time
                 key = (one.plan.spec.canonical(), single)
                 if key not in done:
-                    took_s = _measured(sessions[key[0]], inputs, key[1], run_s / one.predicted_s)
-                    after = ground.pace.now()
-                    done[key] = took_s, (before + after) / 2
-                    before = after
-                outcome.seconds.append(done[key][0])
-                outcome.paces.append(done[key][1])
+                    done[key] = _measured(sessions[key[0]], inputs, key[1], run_s / one.predicted_s)
+                outcome.seconds.append(done[key])
     return outcomes
 
 

@@ -25,19 +25,15 @@ APART = 0.10
 class Result(documents.Record):
     """One contender for one objective: what its plan says and what it took, by repeat.
 
-    ``spec`` is a digest of the plan's decision. ``predicted_s`` holds at the machine's ``pace``
-    (median over the repeats; 1 is that of the profile), ``unpaced_s`` at that of the profile.
-    ``bound_by`` is ``stage`` or ``wire``, whatever is the bottleneck of the plan, ``alone_s`` what
-    that needs for a batch if nothing else is done, and ``busy_s`` the same with the processor's
-    part of its messages.
+    ``spec`` is a digest of the plan's decision. ``bound_by`` is ``stage`` or ``wire``, whatever is
+    the bottleneck of the plan, ``alone_s`` what that needs for a batch if nothing else is done, and
+    ``busy_s`` the same with the processor's part of its messages.
     """
 
     name: str
     objective: Objective
     spec: str
     predicted_s: float
-    unpaced_s: float
-    pace: float
     seconds: tuple[float, ...]
     bound_by: str
     alone_s: float
@@ -111,8 +107,6 @@ def figures(cells: Sequence[Cell], *, unequal: Sequence[str]) -> list[Record]:
     """The measures over all cells; in clusters ``unequal`` processors differ."""
     results = [result for cell in cells for result in cell.results]
     errors = [abs(r.measured_s / r.predicted_s - 1) for r in results]
-    unpaced = [abs(r.measured_s / r.unpaced_s - 1) for r in results]
-    paces = [r.pace for r in results]
     right = wrong = 0
     for cell in cells:
         for one, other in cell.pairs():
@@ -133,10 +127,6 @@ def figures(cells: Sequence[Cell], *, unequal: Sequence[str]) -> list[Record]:
         record(
             "estimate_error_worst", max(errors), "fraction", plans=len(errors),
             worst=f"{where}: {worst.name}, {worst.objective}",
-        ),
-        record(
-            "estimate_error_unpaced_median", statistics.median(unpaced), "fraction",
-            worst=round(max(unpaced), 3), paces=f"{min(paces):.3f} to {max(paces):.3f}",
         ),
         record(
             "order_right_fraction", right / max(1, right + wrong), "fraction", pairs=right + wrong

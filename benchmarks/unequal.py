@@ -13,9 +13,6 @@ For each objective: the plan that apportion makes; layers split evenly, by memor
 fastest device alone; ``torch.distributed.pipelining`` where it can run the model; layers filled in
 order by bytes, one device busy at a time (what ``device_map`` does).
 
-Estimates are those of the profile at the pace that the machine has during the runs
-(``benchmarks/pace.py``); what the plans themselves said before is ``estimate_error_unpaced_*``.
-
 With ``--cells`` every cell is kept there when it is measured, with the cluster's measured links;
 those kept before are not measured again, and the figures are over all of them: an hour's comparison
 can be continued.
@@ -42,7 +39,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.cells import (
     SEQUENTIAL,
-    Contender,
     Ground,
     Outcome,
     compete,
@@ -53,16 +49,14 @@ from benchmarks.cells import (
 )
 from benchmarks.models import MODELS
 from benchmarks.outcomes import Cell, Result, figures, keep, load, picture
-from benchmarks.pace import Pace, at_pace
 from benchmarks.records import parser, publish
 from benchmarks.torch_pipeline import torch_pipeline
 from executor.emulate import emulated
-from planner.check import rederive
+from planner import Plan
 from planner.request import Objective
 from profiler.capture import capture
 from profiler.cluster import Cluster
 from profiler.documents import digest
-from profiler.profile import Profile
 from profiler.sources import load_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,18 +84,16 @@ def measure(
                 emulated(machines) as hosts,
             ):
                 captured = capture(load_model(f"benchmarks.models:{model}"))
-                pace = Pace(captured)
-                with pace.while_profiling():
-                    profile = profile_inside(
-                        hosts,
-                        machines,
-                        f"benchmarks.models:{model}",
-                        folder=Path(temporary),
-                        batch_sizes=(4, 16) if quick else (1, 2, 4, 8, 16),
-                        budget_s=4.0 if quick else 20.0,
-                    )
+                profile = profile_inside(
+                    hosts,
+                    machines,
+                    f"benchmarks.models:{model}",
+                    folder=Path(temporary),
+                    batch_sizes=(4, 16) if quick else (1, 2, 4, 8, 16),
+                    budget_s=4.0 if quick else 20.0,
+                )
                 machines = profile.cluster  # with measured links, for the next models
-                ground = Ground(hosts=hosts, profile=profile, captured=captured, pace=pace)
+                ground = Ground(hosts=hosts, profile=profile, captured=captured)
                 cell = _cell(ground, cluster_name, model, quick=quick)
             if folder and measured:
                 keep(cell, folder)
@@ -134,7 +126,7 @@ def _cell(ground: Ground, cluster: str, model: str, *, quick: bool) -> Cell:
         model=model,
         torch_version=torch.__version__,
         items=BATCH,
-        results=tuple(_result(outcome, profile) for outcome in outcomes),
+        results=tuple(_result(outcome) for outcome in outcomes),
         bottlenecks={str(o): made.estimate.bottleneck for o, made in ours.items()},
         bounds_s={str(o): made.search.bound_s for o, made in ours.items()},
         torch_s=torch_s,
@@ -142,29 +134,24 @@ def _cell(ground: Ground, cluster: str, model: str, *, quick: bool) -> Cell:
     )
 
 
-def _result(outcome: Outcome, profile: Profile) -> Result:
-    one, pace = outcome.contender, statistics.median(outcome.paces)
-    derived = rederive(one.plan, at_pace(profile, pace))
-    bottleneck = max(derived.busy_s, key=lambda name: derived.busy_s[name])
-    wire = bottleneck.startswith("wire")
-    single = one.objective is Objective.LATENCY or one.one_at_a_time
+def _result(outcome: Outcome) -> Result:
+    one = outcome.contender
+    estimate = one.plan.estimate
+    stage = estimate.bottleneck.startswith("pipeline")
     return Result(
         name="device map" if one.name == SEQUENTIAL else one.name,
         objective=one.objective,
         spec=digest(one.plan.spec.canonical() + str(one.one_at_a_time)),
-        predicted_s=derived.latency_s if single else derived.period_s,
-        unpaced_s=one.predicted_s,
-        pace=pace,
+        predicted_s=one.predicted_s,
         seconds=tuple(outcome.seconds),
-        bound_by="wire" if wire else "stage",
-        alone_s=derived.busy_s[bottleneck] if wire else pace * _alone_s(one, bottleneck),
-        busy_s=derived.busy_s[bottleneck],
+        bound_by="stage" if stage else "wire",
+        alone_s=_alone_s(one.plan, estimate.bottleneck.split()[0]) if stage else estimate.period_s,
+        busy_s=estimate.period_s,
     )
 
 
-def _alone_s(one: Contender, place: str) -> float:
+def _alone_s(plan: Plan, place: str) -> float:
     """Seconds a batch that a stage's devices compute, without messages."""
-    plan = one.plan
     pipeline, _, stage = place.removeprefix("pipeline").partition(".stage")
     where = plan.spec.pipelines[int(pipeline)]
     ranks = where.stages[int(stage)].ranks
