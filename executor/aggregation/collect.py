@@ -28,8 +28,7 @@ class Collector(Protocol):
 class InPlace:
     """Parts end to end along the batch dim, in item order: ``concat`` without a copy.
 
-    The whole is allocated once; a part along dim 0 is received straight into its place, and one
-    that is all of it stays where it was computed.
+    The whole is allocated once; a part along dim 0 is received straight into its place.
     """
 
     def __init__(
@@ -51,24 +50,10 @@ class InPlace:
         return slot if slot.is_contiguous() else None
 
     def place(self, part: torch.Tensor, low: int, high: int) -> None:
-        """Copy the part to its place, unless it was received there or is the whole."""
+        """Copy the part to its place, unless it was received there."""
         slot = self._slot(low, high)
-        if part.data_ptr() == slot.data_ptr() and part.stride() == slot.stride():
-            return
-        if self._is_like_the_whole(part):
-            self._whole = part
-        else:
+        if part.data_ptr() != slot.data_ptr() or part.stride() != slot.stride():
             slot.copy_(part)
-
-    def _is_like_the_whole(self, part: torch.Tensor) -> bool:
-        # Not a view of something larger, which would be kept with it.
-        owned = part.untyped_storage().nbytes() == part.nbytes
-        whole = self._whole
-        return (
-            part.shape == whole.shape
-            and part.stride() == whole.stride()
-            and (owned and part.dtype == whole.dtype)
-        )
 
     def result(self) -> torch.Tensor:
         """The whole."""
