@@ -93,6 +93,16 @@ def test_awkward_models(name: str) -> None:
     check(name, plan, identical=lambda items: items == 1 and name not in VECTORS)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["views_returned", "same_output_twice", "input_returned", "parameter_returned",
+     "returned_then_changed", "alias_returned_then_changed"],
+)  # fmt: skip
+def test_outputs_that_share_memory_leave_the_root_apart(name: str) -> None:
+    # The whole answer is one piece of the root's own: nothing on the way has copied any of it.
+    check(name, running.one_device(profile_of(name)), identical=lambda items: items <= BATCH)
+
+
 def test_a_layer_that_compares_items_sees_all_of_a_batch_split_before_it() -> None:
     profile = profile_of("clip")
     plan = running.batch_split(profile)

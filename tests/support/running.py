@@ -113,6 +113,14 @@ def request(*, batch_size: int, microbatch_size: int) -> PlanRequest:
     return PlanRequest(batch_size=batch_size, microbatch_size=microbatch_size)
 
 
+def one_device(profile: Profile, *, batch_size: int = 8) -> Plan:
+    """All layers on the root, a batch in one piece."""
+    parts = [stage(profile, range(len(profile.model.layers)), 0)]
+    return make_plan(
+        profile, parts, request=request(batch_size=batch_size, microbatch_size=batch_size)
+    )
+
+
 def pipeline(profile: Profile, *, batch_size: int = 8, microbatch_size: int = 3) -> Plan:
     """Three stages, one device each."""
     parts = [stage(profile, layers, i) for i, layers in enumerate(thirds(profile))]

@@ -403,6 +403,18 @@ def same_output_twice() -> Made:
 
 
 @_seeded(AWKWARD)
+def views_returned() -> Made:
+    class ViewsReturned(Blocks):
+        """Three outputs of different shapes in one piece of memory."""
+
+        def forward(self, x: torch.Tensor) -> Any:
+            y = super().forward(x)
+            return y, y.unsqueeze(1), y.view(-1, 2, y.shape[-1] // 2)
+
+    return ViewsReturned(), _eight()
+
+
+@_seeded(AWKWARD)
 def parameter_returned() -> Made:
     class ParameterReturned(Blocks):
         def forward(self, x: torch.Tensor) -> Any:
