@@ -179,7 +179,6 @@ def chain(
     }
     return chain_profile(
         cluster,
-        types,
         seconds,
         widths=[rng.choice((4096, 16384, 65536)) for _ in range(num_layers + 1)],
         weights=[3 * 2**33 // num_layers if units else 2**20] * num_layers,

@@ -14,9 +14,8 @@ from profiler.graph import Join, Layer, ModelGraph, SlicedWeight, SliceRegion, T
 from profiler.profile import Conditions, DeviceTimings, Measurement, Profile
 
 
-def chain_profile(  # noqa: PLR0913
+def chain_profile(
     cluster: Cluster,
-    types: list[str],
     seconds: dict[str, list[float]],
     *,
     widths: list[int],
@@ -77,10 +76,9 @@ def chain_profile(  # noqa: PLR0913
             for i in range(num_layers if units else 0)
         ),
     )
-    devices = dict(zip(cluster.device, types, strict=True))
     timings = []
-    for kind in dict.fromkeys(types):
-        same = tuple(name for name, own in devices.items() if own == kind)
+    for kind in dict.fromkeys(device.type for device in cluster.device.values()):
+        same = tuple(name for name, device in cluster.device.items() if device.type == kind)
         rows = {
             f"twin{i}": (Measurement(items=items, median_s=t, spread=0.0, samples=1, peak_bytes=0),)
             for i, t in enumerate(seconds[kind])
@@ -128,7 +126,6 @@ def published_chain(path: Path, count: int, *, speed: float = 1.0) -> tuple[Prof
     memory = [round(m * 1e6) for m in data["memory_megabytes"]]
     profile = chain_profile(
         cluster,
-        types,
         seconds,
         widths=[data["elements_in"], *data["elements_out"]],
         weights=memory,

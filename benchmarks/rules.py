@@ -119,7 +119,6 @@ def unequal(rng: random.Random) -> Profile:
     total = rng.choice((1, 4, 12)) * 2**30
     return chain_profile(
         cluster,
-        types,
         seconds,
         widths=[rng.choice((1024, 16384, 65536)) for _ in range(num_layers + 1)],
         weights=[total // num_layers] * num_layers,

@@ -229,10 +229,13 @@ def uneven(model: str, *, quick: bool) -> tuple[float, float, float]:
 
 def collectives() -> list[tuple[str, float]]:
     """Joins inside transformer layers over two a layer, by model."""
+    from transformers import PreTrainedModel
+
     found = []
     for model in ("bert", "vit", "llama", "bert_base", "llama_wide"):
         loaded = load_model(f"benchmarks.models:{model}")
-        layers = int(loaded.module.config.num_hidden_layers)  # type: ignore[arg-type,union-attr]
+        assert isinstance(loaded.module, PreTrainedModel)
+        layers = int(loaded.module.config.num_hidden_layers)
         regions = capture(loaded).graph.regions
         joins = sum(len(r.joins) for r in regions if r.axis in TRANSFORMER_AXES)
         found.append((model, joins / (2 * layers)))

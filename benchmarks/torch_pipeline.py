@@ -17,6 +17,10 @@ import time
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -129,7 +133,6 @@ def _meet() -> None:
 def _stage(args: argparse.Namespace) -> object:
     import torch
     import torch.distributed as dist
-    from torch import nn
     from torch.distributed.pipelining import ScheduleGPipe, SplitPoint, pipeline
 
     torch.set_num_threads(1)
@@ -143,7 +146,7 @@ def _stage(args: argparse.Namespace) -> object:
     fixed = {k: v for k, v in inputs.items() if not isinstance(v, torch.Tensor)}
     size = args.batch // args.microbatches
     one = {k: _items(v, size) for k, v in tensors.items()}
-    blocks = _blocks(model, nn)
+    blocks = _blocks(model)
     cuts = [blocks[len(blocks) * i // args.world] for i in range(1, args.world)]
     positional = tuple(one.values()) if not isinstance(example, dict) else ()
     pipe = pipeline(
@@ -177,11 +180,13 @@ def _items(example: object, count: int) -> object:
     return torch.cat([example] * repeats)[:count].contiguous()
 
 
-def _blocks(model: object, nn: object) -> list[str]:
+def _blocks(model: nn.Module) -> list[str]:
     """Names of the model's repeated blocks, in order: where people cut."""
+    from torch import nn
+
     lists: dict[str, list[str]] = {}
-    for name, child in model.named_modules():  # type: ignore[attr-defined]
-        if isinstance(child, (nn.ModuleList, nn.Sequential)) and len(child) > 1:  # type: ignore[attr-defined]
+    for name, child in model.named_modules():
+        if isinstance(child, (nn.ModuleList, nn.Sequential)) and len(child) > 1:
             lists[name] = [f"{name}.{i}" for i in range(len(child))]
     longest = max(lists.values(), key=len)
     if longest[0].split(".")[0].startswith("layer") and len(lists) > 1:

@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -157,9 +158,9 @@ def serve(rank: int, store: str, port: int, quick: bool) -> dict[str, dict[str, 
         compare(
             str(size),
             {
-                "ours": lambda b=buffers, n=count: pair.stream_ours(b, n),  # type: ignore[misc]
-                "gloo": lambda b=buffers, n=count: pair.stream_gloo(b, n),  # type: ignore[misc]
-                "tcp": lambda b=buffers, n=count: pair.stream_tcp(b, n),  # type: ignore[misc]
+                "ours": partial(pair.stream_ours, buffers, count),
+                "gloo": partial(pair.stream_gloo, buffers, count),
+                "tcp": partial(pair.stream_tcp, buffers, count),
             },
         )
         found[str(size)]["bytes"] = [float(size * count)]

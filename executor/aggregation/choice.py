@@ -18,7 +18,7 @@ class MaxAggregator:
     def __init__(self, wanted: Combining) -> None:
         pass
 
-    def join(self, parts: Sequence[torch.Tensor], items: Sequence[int]) -> torch.Tensor:  # noqa: ARG002
+    def join(self, parts: Sequence[torch.Tensor], items: Sequence[int]) -> torch.Tensor:
         """The largest of each element."""
         largest = parts[0]
         for part in parts[1:]:
@@ -37,7 +37,7 @@ class VoteAggregator:
     def __init__(self, wanted: Combining) -> None:
         pass
 
-    def join(self, parts: Sequence[torch.Tensor], items: Sequence[int]) -> torch.Tensor:  # noqa: ARG002
+    def join(self, parts: Sequence[torch.Tensor], items: Sequence[int]) -> torch.Tensor:
         """The winner of each element."""
         winner = parts[0].clone()
         most = torch.zeros(winner.shape, dtype=torch.int64, device=winner.device)

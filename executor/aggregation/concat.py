@@ -18,6 +18,6 @@ class ConcatAggregator:
     def __init__(self, wanted: Combining) -> None:
         self._dim = wanted.dim
 
-    def join(self, parts: Sequence[torch.Tensor], items: Sequence[int]) -> torch.Tensor:  # noqa: ARG002
+    def join(self, parts: Sequence[torch.Tensor], items: Sequence[int]) -> torch.Tensor:
         """One after another along the plan's dim; without one, the first."""
         return torch.cat(list(parts), dim=self._dim or 0)

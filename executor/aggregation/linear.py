@@ -30,7 +30,7 @@ class SumAggregator:
     def __init__(self, wanted: Combining) -> None:
         pass
 
-    def join(self, parts: Sequence[torch.Tensor], items: Sequence[int]) -> torch.Tensor:  # noqa: ARG002
+    def join(self, parts: Sequence[torch.Tensor], items: Sequence[int]) -> torch.Tensor:
         """The sum."""
         return _added(parts).to(parts[0].dtype)
 
@@ -43,7 +43,7 @@ class MeanAggregator:
     def __init__(self, wanted: Combining) -> None:
         pass
 
-    def join(self, parts: Sequence[torch.Tensor], items: Sequence[int]) -> torch.Tensor:  # noqa: ARG002
+    def join(self, parts: Sequence[torch.Tensor], items: Sequence[int]) -> torch.Tensor:
         """The mean."""
         return (_added(parts) / len(parts)).to(parts[0].dtype)
 

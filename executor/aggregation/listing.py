@@ -18,7 +18,7 @@ class GatherAggregator:
     def __init__(self, wanted: Combining) -> None:
         pass
 
-    def join(self, parts: Sequence[torch.Tensor], items: Sequence[int]) -> list[torch.Tensor]:  # noqa: ARG002
+    def join(self, parts: Sequence[torch.Tensor], items: Sequence[int]) -> list[torch.Tensor]:
         """All of them."""
         return list(parts)
 
@@ -31,6 +31,6 @@ class StackAggregator:
     def __init__(self, wanted: Combining) -> None:
         self._dim = wanted.dim
 
-    def join(self, parts: Sequence[torch.Tensor], items: Sequence[int]) -> torch.Tensor:  # noqa: ARG002
+    def join(self, parts: Sequence[torch.Tensor], items: Sequence[int]) -> torch.Tensor:
         """All of them in one tensor."""
         return torch.stack(list(parts), dim=self._dim or 0)
