@@ -9,12 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from executor.emulate.frames import MAX_MTU, MIN_FRAME_BYTES, Frames, bit_per_s
 from executor.emulate.layout import INTERFACE, NETWORK, Layout
-
-FRAME_BYTES = 1514
-"""A full Ethernet frame, which is what the kernel counts,"""
-PAYLOAD_BYTES = 1448
-"""and what a TCP connection moves in it."""
 
 BURST_S = 0.001
 """How much may be sent at once, in time at the rate of the queue. More would make messages of less
@@ -46,16 +42,17 @@ class Step:
 
 def build_steps(layout: Layout) -> Iterator[Step]:
     """All steps that bring the network of ``layout`` up, in order."""
+    frames = Frames(layout)
     yield _batch("ip", [f"netns add {name}" for name in layout.namespaces])
     yield _batch("ip", list(_devices(layout)))
     yield _batch("ip", list(_switch(layout)), layout.switch)
     yield _batch("bridge", list(_forwarding(layout)), layout.switch)
     if layout.wires:
-        yield _batch("tc", list(_common_wires(layout)), layout.switch)
+        yield _batch("tc", list(_common_wires(layout, frames)), layout.switch)
     for index, host in enumerate(layout.hosts):
-        yield _batch("ip", list(_host(layout, index)), host.namespace)
+        yield _batch("ip", list(_host(layout, frames, index)), host.namespace)
         if layout.queues[index]:
-            yield _batch("tc", list(_sending(layout, index)), host.namespace)
+            yield _batch("tc", list(_sending(layout, frames, index)), host.namespace)
 
 
 def _batch(tool: str, lines: list[str], namespace: str | None = None) -> Step:
@@ -78,10 +75,10 @@ def _switch(layout: Layout) -> Iterator[str]:
     ports = [host.port for host in layout.hosts]
     for index, _ in enumerate(layout.wires):
         yield f"link add name w{index} type veth peer name x{index}"
-        yield f"link set dev w{index} addrgenmode none up"
+        yield f"link set dev w{index} mtu {MAX_MTU} addrgenmode none up"
         ports.append(f"x{index}")
     for port in ports:
-        yield f"link set dev {port} addrgenmode none master br0 up"
+        yield f"link set dev {port} mtu {MAX_MTU} addrgenmode none master br0 up"
 
 
 def _forwarding(layout: Layout) -> Iterator[str]:
@@ -93,14 +90,15 @@ def _forwarding(layout: Layout) -> Iterator[str]:
         yield f"fdb replace {host.mac} dev {host.port} master static"
 
 
-def _common_wires(layout: Layout) -> Iterator[str]:
+def _common_wires(layout: Layout, frames: Frames) -> Iterator[str]:
     address = [host.address for host in layout.hosts]
     for index, wire in enumerate(layout.wires):
         room = max(MIN_WIRE_QUEUE_BYTES, int(wire.bytes_per_s * WIRE_QUEUE_S))
         shaper = _Shaper(f"w{index}")
         yield from shaper.root()
+        frame = min(frames.between(a, b) for a, b in wire.pairs)
         yield from shaper.add(
-            wire.bytes_per_s,
+            bit_per_s(wire.bytes_per_s, frame),
             [f"match ip src {address[a]}/32 match ip dst {address[b]}/32" for a, b in wire.pairs],
             room_bytes=room,
         )
@@ -124,27 +122,29 @@ def _detours(layout: Layout) -> Iterator[str]:
             )
 
 
-def _host(layout: Layout, index: int) -> Iterator[str]:
+def _host(layout: Layout, frames: Frames, index: int) -> Iterator[str]:
     host = layout.hosts[index]
     yield "link set dev lo up"
     # No IPv6 address: filters know addresses of version 4 alone.
-    yield f"link set dev {INTERFACE} addrgenmode none up"
+    yield f"link set dev {INTERFACE} mtu {MAX_MTU} addrgenmode none up"
     yield f"address add {host.address}/{NETWORK.prefixlen} dev {INTERFACE}"
     # Neighbours are known: nothing is broadcast, and the first message takes no longer than others.
-    for other in layout.hosts:
+    for number, other in enumerate(layout.hosts):
         if other is not host:
+            yield (f"route add {other.address}/32 dev {INTERFACE} mtu {frames.mtu(index, number)}")
             yield (
                 f"neighbour replace {other.address} lladdr {other.mac} dev {INTERFACE} "
                 "nud permanent"
             )
 
 
-def _sending(layout: Layout, index: int) -> Iterator[str]:
+def _sending(layout: Layout, frames: Frames, index: int) -> Iterator[str]:
     shaper = _Shaper(INTERFACE)
     yield from shaper.root()
     for queue in layout.queues[index]:
+        frame = min(frames.between(index, target) for target in queue.targets)
         yield from shaper.add(
-            queue.bytes_per_s,
+            bit_per_s(queue.bytes_per_s, frame),
             [f"match ip dst {layout.hosts[target].address}/32" for target in queue.targets],
             room_bytes=SEND_QUEUE_BYTES,
         )
@@ -166,23 +166,23 @@ class _Shaper:
                 f"filter add dev {self._device} parent 1: protocol ip prio 1 u32 {match} flowid 1:0"
             )
 
-    def add(self, bytes_per_s: float, matches: Sequence[str], *, room_bytes: int) -> Iterator[str]:
-        """Let the flows of ``matches`` have ``bytes_per_s`` together.
+    def add(self, ceiling: int, matches: Sequence[str], *, room_bytes: int) -> Iterator[str]:
+        """Let the flows of ``matches`` have ``ceiling`` together, in bit/s of whole frames.
 
         Each has a queue of its own and may use what the others leave: a short message of one does
         not wait behind long ones of another.
         """
-        ceiling = _frames_bit_per_s(bytes_per_s)
+        burst = max(2 * MIN_FRAME_BYTES, int(ceiling / 8 * BURST_S))  # no frame is larger
         parent = "1:"
         if len(matches) > 1:
             parent = self._next()
-            yield self._class("1:", parent, ceiling, ceiling)
+            yield self._class("1:", parent, ceiling, ceiling, burst)
         for match in matches:
             own = self._next()
-            yield self._class(parent, own, max(8, ceiling // len(matches)), ceiling)
+            yield self._class(parent, own, max(8, ceiling // len(matches)), ceiling, burst)
             yield (
                 f"qdisc add dev {self._device} parent {own} handle {self._used + 1:x}: "
-                f"{_leaf(ceiling, room_bytes)}"
+                f"{_leaf(ceiling, burst, room_bytes)}"
             )
             yield (
                 f"filter add dev {self._device} parent 1: protocol ip prio 2 u32 {match} "
@@ -193,31 +193,20 @@ class _Shaper:
         self._used += 1
         return f"1:{self._used:x}"
 
-    def _class(self, parent: str, name: str, rate: int, ceiling: int) -> str:
-        burst = _burst(ceiling)
+    def _class(self, parent: str, name: str, rate: int, ceiling: int, burst: int) -> str:
         return (
             f"class add dev {self._device} parent {parent} classid {name} htb rate {rate}bit "
             f"ceil {ceiling}bit burst {burst} cburst {burst} quantum {MAX_SEGMENTS_BYTES}"
         )
 
 
-def _burst(bit_per_s: int) -> int:
-    return max(2 * FRAME_BYTES, int(bit_per_s / 8 * BURST_S))
-
-
-def _leaf(bit_per_s: int, room_bytes: int) -> str:
+def _leaf(ceiling: int, burst: int, room_bytes: int) -> str:
     """The queue of a class. TCP hands over up to 64 KiB as one packet, which would pass at once
     however slow the class is: where that is more than a burst, packets are cut."""
-    burst = _burst(bit_per_s)
     if burst >= MAX_SEGMENTS_BYTES:
         return f"bfifo limit {room_bytes}"
     # The only simple queue that cuts; its own rate is out of the way.
-    return f"tbf rate {8 * bit_per_s}bit burst {burst} limit {room_bytes}"
-
-
-def _frames_bit_per_s(bytes_per_s: float) -> int:
-    """The rate of whole frames, in bits, that moves so much payload."""
-    return max(8, round(8 * bytes_per_s * FRAME_BYTES / PAYLOAD_BYTES))
+    return f"tbf rate {8 * ceiling}bit burst {burst} limit {room_bytes}"
 
 
 __all__ = ["Step", "build_steps"]

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import pytest
 
 from executor.emulate import requirements
+from executor.emulate.frames import Frames
 from executor.emulate.layout import MAX_HOSTS, Layout, layout, quota
 from executor.emulate.network import build_steps
 from executor.emulate.requirements import shortfalls
@@ -94,11 +95,26 @@ def test_a_wire_of_several_sources_has_a_place_of_its_own(pairs: list[str]) -> N
     assert sum(" dev w0 " in line and "match ip src" in line for line in tc) == len(pairs)
 
 
-def test_rates_leave_room_for_headers() -> None:
-    plan = made(make_cluster({"a": 1, "b": 1}, links=[link("a>b", 10 * MB)]))
-    (rate,) = [m[1] for line in lines(plan, "tc") if (m := re.search(r"htb rate (\d+)bit", line))]
-    # 10 MB/s of payload, 1514 bytes on the wire for every 1448
-    assert int(rate) == round(8 * 10e6 * 1514 / 1448)
+@pytest.mark.parametrize(("rate", "frame"), [(1e5, 1514), (3e6, 3000), (10e6, 9014), (1e9, 9014)])
+def test_rates_leave_room_for_headers(rate: float, frame: int) -> None:
+    plan = made(make_cluster({"a": 1, "b": 1}, links=[link("a>b", rate)]))
+    (bits,) = [m[1] for line in lines(plan, "tc") if (m := re.search(r"htb rate (\d+)bit", line))]
+    # Of every frame, headers of Ethernet, IP and TCP with its time stamps are no payload.
+    assert int(bits) == round(8 * rate * frame / (frame - 14 - 20 - 32))
+    assert f"route add 10.77.0.2/32 dev eth0 mtu {frame - 14}" in lines(plan, "ip")
+
+
+def test_a_pair_has_frames_of_its_slower_direction() -> None:
+    plan = made(make_cluster(ABCD, links=[link("a>b", 2 * MB), link("b>a", 4 * MB)]))
+    frames = Frames(plan)
+    assert frames.between(0, 1) == frames.between(1, 0) == 2000
+    assert frames.between(0, 2) == 9014
+    ways = [line.split(maxsplit=2)[2] for line in lines(plan, "ip") if line.startswith("route add")]
+    assert [way for way in ways if "mtu 1986" in way] == [
+        "10.77.0.2/32 dev eth0 mtu 1986",
+        "10.77.0.1/32 dev eth0 mtu 1986",
+    ]
+    assert len(ways) == 4 * 3
 
 
 def test_acknowledgements_wait_for_nothing() -> None:
