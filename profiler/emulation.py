@@ -57,7 +57,9 @@ class Emulation(Record):
     ``default_bytes_per_s`` is the rate of every direction that ``links`` does not name, each a wire
     of its own; absent means as fast as this machine. ``period_s`` is the time in which a host has
     its part of the processor once: devices that wait for each other many times a step (those
-    that divide layers) are stopped at different times, by up to a period.
+    that divide layers) are stopped at different times, by up to a period. ``keep_warm`` has
+    processes of the lowest priority keep the cores' caches warm while hosts with less than a core
+    wait: a step then takes as long whatever other hosts do.
     """
 
     hosts: tuple[EmulatedHost, ...] = ()
@@ -67,6 +69,7 @@ class Emulation(Record):
     )
 
     period_s: Seconds = Field(default=PERIOD_S, ge=MIN_PERIOD_S, le=MAX_PERIOD_S)
+    keep_warm: bool = True
 
     def require_consistent(self, names: Collection[str]) -> None:
         """Refuse what contradicts itself or the cluster, whose hosts are called ``names``.

@@ -138,10 +138,11 @@ def run(
                 hosts, instance = bring_up(loaded, source=source)
             _warn(hosts)
             sys.stdout.flush()
-            if on is None:
-                ended = run_on_all(hosts, command, port=port)
-            else:
-                ended = run_on_one(hosts, on, command)
+            with hosts.kept_warm():
+                if on is None:
+                    ended = run_on_all(hosts, command, port=port)
+                else:
+                    ended = run_on_one(hosts, on, command)
         finally:
             if instance is not None:
                 with registry.locked():

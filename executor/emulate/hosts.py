@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from executor.emulate.layout import INTERFACE, PREFIX, HostLayout, Layout, layou
 from executor.emulate.network import Step, build_steps
 from executor.emulate.registry import Instance, Owner
 from executor.emulate.requirements import require_tools, shortfalls
+from executor.emulate.warmth import warm_cores
 from executor.local import Place
 from profiler.cluster import Cluster
 from profiler.documents import canonical_json, digest
@@ -42,6 +43,7 @@ class EmulatedHosts:
         self._hosts = {host.name: host for host in plan.hosts}
         self._groups = dict(host_groups)
         self.name = plan.name
+        self._keep_warm = plan.keep_warm
         self.warnings = shortfalls(cluster, plan)
 
     @property
@@ -135,6 +137,14 @@ class EmulatedHosts:
             for group in self._groups.values():
                 groups.enforce(group)
 
+    @contextmanager
+    def kept_warm(self) -> Iterator[None]:
+        """Inside the block cores do not cool down while hosts wait for their turns (``warmth``), if
+        the cluster does not forbid it and there is such a host."""
+        waits = any(host.cores is not None and host.cores < 1 for host in self.hosts)
+        with warm_cores() if self._keep_warm and waits else nullcontext():
+            yield
+
     def memory_kills(self, name: str) -> int:
         """How many of a host's processes the kernel has killed for want of memory."""
         self.host(name)
@@ -164,7 +174,8 @@ def emulated(cluster: Cluster) -> Iterator[EmulatedHosts]:
     """
     hosts, instance = bring_up(cluster)
     try:
-        yield hosts
+        with hosts.kept_warm():
+            yield hosts
     finally:
         with registry.locked():
             teardown.take_down(instance)

@@ -76,6 +76,7 @@ class Layout:
     hosts: tuple[HostLayout, ...]
     queues: tuple[tuple[Queue, ...], ...]
     wires: tuple[Wire, ...]
+    keep_warm: bool
 
     @property
     def namespaces(self) -> tuple[str, ...]:
@@ -129,6 +130,7 @@ def layout(cluster: Cluster, *, token: str) -> Layout:
         hosts=tuple(hosts),
         queues=tuple(_queues(wish, number, index) for index in range(len(hosts))),
         wires=_wires(wish.links, number),
+        keep_warm=wish.keep_warm,
     )
 
 

@@ -1,0 +1,105 @@
+"""Cores are kept warm for hosts that wait for their turns, and by nobody afterwards."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from executor.emulate import hosts as emulate_hosts
+from executor.emulate.hosts import EmulatedHosts
+from executor.emulate.layout import layout
+from executor.emulate.warmth import warm_cores
+from profiler.cluster import Cluster
+from tests.support.emulation import ROOT, make_cluster
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are Linux's")
+
+SOON_S = 60.0
+"""Processes of the lowest priority take their time on a busy machine."""
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return [
+            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ]
+    except FileNotFoundError:
+        return []
+
+
+def keepers(owner: int) -> list[int]:
+    """The processes below ``owner`` that keep cores warm, once there is one for each core."""
+    deadline = time.monotonic() + SOON_S
+    while time.monotonic() < deadline:
+        for child in children(owner):
+            if len(found := children(child)) == len(os.sched_getaffinity(0)):
+                return found
+        time.sleep(0.05)
+    raise AssertionError("no keepers")
+
+
+def all_end(pids: list[int]) -> bool:
+    deadline = time.monotonic() + SOON_S
+    while time.monotonic() < deadline:
+        if not any(Path(f"/proc/{pid}").exists() for pid in pids):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_every_core_has_a_process_that_yields_to_all_others() -> None:
+    with warm_cores():
+        found = keepers(os.getpid())
+        deadline = time.monotonic() + SOON_S
+        while any(len(os.sched_getaffinity(pid)) > 1 for pid in found):
+            assert time.monotonic() < deadline
+        cores = [core for pid in found for core in os.sched_getaffinity(pid)]
+        assert sorted(cores) == sorted(os.sched_getaffinity(0))
+        assert {os.sched_getscheduler(pid) for pid in found} == {os.SCHED_IDLE}
+    assert all_end(found)
+
+
+def test_a_killed_owner_leaves_none() -> None:
+    code = (
+        "import time\n"
+        "from executor.emulate.warmth import warm_cores\n"
+        "with warm_cores():\n"
+        "    time.sleep(1000)\n"
+    )
+    owner = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    found = keepers(owner.pid)
+    owner.send_signal(signal.SIGKILL)
+    owner.wait()
+    assert all_end(found)
+
+
+@pytest.mark.parametrize(
+    ("cores", "asked", "warm"),
+    [({"a": 0.5}, True, True), ({"a": 1.0, "b": 2.0}, True, False), ({"a": 0.5}, False, False)],
+)
+def test_only_hosts_that_wait_need_it(
+    cores: dict[str, float], asked: bool, warm: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[bool] = []
+
+    @contextmanager
+    def noted() -> Iterator[None]:
+        began.append(True)
+        yield
+
+    monkeypatch.setattr(emulate_hosts, "warm_cores", noted)
+    made: Cluster = make_cluster({"a": 1, "b": 1}, cores=cores)
+    assert made.emulate is not None
+    cluster = made.model_copy(
+        update={"emulate": made.emulate.model_copy(update={"keep_warm": asked})}
+    )
+    with EmulatedHosts(cluster, layout(cluster, token="0123abcd"), {}).kept_warm():
+        assert bool(began) == warm
