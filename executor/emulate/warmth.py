@@ -2,9 +2,9 @@
 
 A host with a fifth of a core computes for two milliseconds and is stopped for eight. Meanwhile a
 core with nothing to do loses what its caches held, and the next turn begins by fetching it again:
-on one machine a step then took up to three times the processor time that it took while the other
-hosts computed too, since all of them run the same library. A slow device never stops, and has no
-such times. So one process a core computes a little of everything at the kernel's lowest priority
+on one machine a step then took three to five times the processor time that it took while the
+other hosts computed too, since all of them run the same library. A slow device never stops, and has
+no such times. So one process a core computes a little of everything at the kernel's lowest priority
 (``SCHED_IDLE``): it runs when nobody else wants the core.
 """
 
@@ -17,6 +17,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+TOKENS = (197, 64, 16)
+"""Lengths of what is computed: kernels have other code for other remainders."""
 LOOK_S = 0.2
 """How often the processes look whether who wanted them is still there."""
 
@@ -54,20 +56,24 @@ def main() -> None:
 
 
 def _compute_while_child_of(parent: int) -> None:
-    """The usual kinds of layers, so small that their figures take no room in caches."""
+    """The usual kinds of layers in usual sizes: of small ones only half stays warm."""
     import torch
     from torch import nn
 
-    transformer = nn.TransformerEncoderLayer(32, 2, 64, batch_first=True, norm_first=True).eval()
+    transformer = nn.TransformerEncoderLayer(384, 6, 1536, batch_first=True, norm_first=True)
     convolution = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)
-    ).eval()
-    tokens, image = torch.randn(1, 8, 32), torch.randn(1, 3, 10, 10)
+        nn.Conv2d(3, 64, 7, 2), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(64, 64, 3)
+    )
+    transformer.eval()
+    convolution.eval()
+    image = torch.randn(1, 3, 64, 64)
     with torch.inference_mode():
         while os.getppid() == parent:
-            transformer(tokens)
+            for num_tokens in TOKENS:
+                seen = transformer(torch.randn(1, num_tokens, 384))
+                scale = (seen * seen).mean(-1, keepdim=True).add(1e-6).rsqrt()
+                torch.cat([nn.functional.silu(seen * scale), nn.functional.gelu(seen)], dim=-1)
             convolution(image)
-            torch.cat([nn.functional.silu(tokens), nn.functional.gelu(tokens)], dim=-1)
 
 
 if __name__ == "__main__":
