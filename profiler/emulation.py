@@ -59,7 +59,7 @@ class Emulation(Record):
     its part of the processor once: devices that wait for each other many times a step (those
     that divide layers) are stopped at different times, by up to a period. ``keep_warm`` has
     processes of the lowest priority keep the cores' caches warm while hosts with less than a core
-    wait: a step then takes as long whatever other hosts do.
+    wait, for machines on which others empty them meanwhile.
     """
 
     hosts: tuple[EmulatedHost, ...] = ()
@@ -69,7 +69,7 @@ class Emulation(Record):
     )
 
     period_s: Seconds = Field(default=PERIOD_S, ge=MIN_PERIOD_S, le=MAX_PERIOD_S)
-    keep_warm: bool = True
+    keep_warm: bool = False
 
     def require_consistent(self, names: Collection[str]) -> None:
         """Refuse what contradicts itself or the cluster, whose hosts are called ``names``.

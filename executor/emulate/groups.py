@@ -86,6 +86,27 @@ def plan_group(host: HostLayout, *, proc: Path = PROC) -> HostGroup:
     return HostGroup(directories=tuple(directories), writes=tuple(writes))
 
 
+def plan_idle_group(name: str, *, proc: Path = PROC) -> HostGroup:
+    """A group whose processes get only what no other group wants of the processors.
+
+    A process's own priority counts within its group alone: among groups they would have as much
+    weight as a host.
+    """
+    tree = hierarchy("cpu", proc=proc)
+    if tree is None:
+        return HostGroup(directories=(), writes=())
+    directory = tree.mount / name
+    file, least = ("cpu.weight", "1") if tree.version == 2 else ("cpu.shares", "2")
+    return HostGroup(
+        directories=(directory,),
+        writes=(
+            # Before cpu.idle (Linux 5.15), which fixes the weight.
+            Write(file=directory / file, text=least, optional=True),
+            Write(file=directory / "cpu.idle", text="1", optional=True),
+        ),
+    )
+
+
 def _processors(tree: Hierarchy, directory: Path, cores: float, period_s: float) -> list[Write]:
     quota_us, period_us = quota(cores, period_s)
     if tree.version == 2:

@@ -19,7 +19,7 @@ from executor.emulate.layout import INTERFACE, PREFIX, HostLayout, Layout, layou
 from executor.emulate.network import Step, build_steps
 from executor.emulate.registry import Instance, Owner
 from executor.emulate.requirements import require_tools, shortfalls
-from executor.emulate.warmth import warm_cores
+from executor.emulate.warmth import KEEP_WARM, warm_cores
 from executor.local import Place
 from profiler.cluster import Cluster
 from profiler.documents import canonical_json, digest
@@ -43,7 +43,7 @@ class EmulatedHosts:
         self._hosts = {host.name: host for host in plan.hosts}
         self._groups = dict(host_groups)
         self.name = plan.name
-        self._keep_warm = plan.keep_warm
+        self._warm = groups.plan_idle_group(plan.warm_group) if plan.warm_group else None
         self.warnings = shortfalls(cluster, plan)
 
     @property
@@ -70,8 +70,7 @@ class EmulatedHosts:
     def limited(self, name: str, argv: Sequence[str]) -> list[str]:
         """The command that is ``argv`` within a host's quota and memory limit."""
         self.host(name)
-        files = [str(file) for file in self._groups[name].process_files]
-        return ["sh", "-c", JOIN, "sh", *files, "--", *argv]
+        return _joined(self._groups[name], argv)
 
     def connected(self, name: str, argv: Sequence[str]) -> list[str]:
         """The command that is ``argv`` on a host's network, free of its limits."""
@@ -140,9 +139,8 @@ class EmulatedHosts:
     @contextmanager
     def kept_warm(self) -> Iterator[None]:
         """Inside the block cores do not cool down while hosts wait for their turns (``warmth``), if
-        the cluster does not forbid it and there is such a host."""
-        waits = any(host.cores is not None and host.cores < 1 for host in self.hosts)
-        with warm_cores() if self._keep_warm and waits else nullcontext():
+        the cluster asks for that and there is such a host."""
+        with nullcontext() if self._warm is None else warm_cores(_joined(self._warm, KEEP_WARM)):
             yield
 
     def memory_kills(self, name: str) -> int:
@@ -193,7 +191,10 @@ def bring_up(
     plan = layout(cluster, token=registry.new_token())
     require_tools()
     host_groups = {host.name: groups.plan_group(host) for host in plan.hosts}
-    directories = [d for group in host_groups.values() for d in group.directories]
+    made = list(host_groups.values())
+    if plan.warm_group:
+        made.append(groups.plan_idle_group(plan.warm_group))
+    directories = [directory for group in made for directory in group.directories]
     instance = Instance(
         name=plan.name,
         owner=Owner.this_process(),
@@ -211,7 +212,7 @@ def bring_up(
                 groups.enable("cpu")
             if any(host.memory_bytes is not None for host in plan.hosts):
                 groups.enable("memory")
-            for group in host_groups.values():
+            for group in made:
                 groups.make(group)
             for step in build_steps(plan):
                 _perform(step)
@@ -262,6 +263,11 @@ def wish_digest(cluster: Cluster) -> str:
             }
         )
     )
+
+
+def _joined(group: HostGroup, argv: Sequence[str]) -> list[str]:
+    """The command that is ``argv`` inside a group."""
+    return ["sh", "-c", JOIN, "sh", *map(str, group.process_files), "--", *argv]
 
 
 def _perform(step: Step) -> None:

@@ -69,14 +69,18 @@ class Wire:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """All of an emulated cluster. ``queues[i]`` are those of ``hosts[i]``."""
+    """All of an emulated cluster. ``queues[i]`` are those of ``hosts[i]``.
+
+    ``warm_group`` is the control group of what keeps cores warm (``warmth``), where hosts wait for
+    their turns and the cluster asks for it.
+    """
 
     name: str
     switch: str
     hosts: tuple[HostLayout, ...]
     queues: tuple[tuple[Queue, ...], ...]
     wires: tuple[Wire, ...]
-    keep_warm: bool
+    warm_group: str | None
 
     @property
     def namespaces(self) -> tuple[str, ...]:
@@ -130,8 +134,13 @@ def layout(cluster: Cluster, *, token: str) -> Layout:
         hosts=tuple(hosts),
         queues=tuple(_queues(wish, number, index) for index in range(len(hosts))),
         wires=_wires(wish.links, number),
-        keep_warm=wish.keep_warm,
+        warm_group=f"{name}-warm" if wish.keep_warm and _wait(hosts) else None,
     )
+
+
+def _wait(hosts: Sequence[HostLayout]) -> bool:
+    """Whether some host is stopped in every period: whether it has less than a core."""
+    return any(host.cores is not None and host.cores < 1 for host in hosts)
 
 
 def _mac(address: ipaddress.IPv4Address) -> str:

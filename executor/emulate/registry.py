@@ -27,7 +27,7 @@ DIRECTORY = Path("/run/apportion")
 NAMESPACES = Path("/run/netns")
 """Where ``ip netns`` keeps the names of namespaces."""
 
-_NAME = re.compile(re.escape(PREFIX) + r"[0-9a-f]{8}(?=-(?:switch|[0-9]+)$)")
+_NAME = re.compile(re.escape(PREFIX) + r"[0-9a-f]{8}(?=-(?:switch|warm|[0-9]+)$)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,11 +1,12 @@
 """Keeps the processor's caches filled with torch's code while emulated hosts wait for their turn.
 
-A host with a fifth of a core computes for two milliseconds and is stopped for eight. Meanwhile a
-core with nothing to do loses what its caches held, and the next turn begins by fetching it again:
-on one machine a step then took three to five times the processor time that it took while the
-other hosts computed too, since all of them run the same library. A slow device never stops, and has
-no such times. So one process a core computes a little of everything at the kernel's lowest priority
-(``SCHED_IDLE``): it runs when nobody else wants the core.
+A host with a fifth of a core computes for two milliseconds and is stopped for eight. Where others
+use the processor, as on a virtual machine with busy neighbours, its caches can be empty by then,
+and the next turn begins by fetching everything again: a step has been seen to take three to five
+times the processor time that it takes while the other hosts compute too, since all of them run the
+same library. A slow device never stops, and has no such times. So, if asked for, one process a core
+computes a little of everything at the kernel's lowest priority (``SCHED_IDLE``, in a group of the
+least weight): it runs when nobody else wants the core.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+KEEP_WARM = (sys.executable, "-m", "executor.emulate.warmth")
+"""The command that keeps every core warm which it may use."""
 TOKENS = (197, 64, 16)
 """Lengths of what is computed: kernels have other code for other remainders."""
 LOOK_S = 0.2
@@ -24,13 +27,15 @@ LOOK_S = 0.2
 
 
 @contextmanager
-def warm_cores() -> Iterator[None]:
+def warm_cores(command: Sequence[str] = KEEP_WARM) -> Iterator[None]:
     """Every core that this process may use is kept warm inside the block, and no longer: not after
-    this process has been killed either."""
-    argv = [sys.executable, "-m", "executor.emulate.warmth", str(os.getpid())]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    this process has been killed either. ``command`` becomes :data:`KEEP_WARM` in the end."""
     keeper = subprocess.Popen(
-        argv, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        [*command, str(os.getpid())],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C is for who started this
     )
     try:
         yield
@@ -48,6 +53,8 @@ def main() -> None:
     torch.set_num_threads(1)
     for core in sorted(os.sched_getaffinity(0)):
         if os.fork() == 0:
+            # Who reads what the command says shall not wait for these.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             os.sched_setaffinity(0, {core})
             _compute_while_child_of(this)
             os._exit(0)

@@ -127,3 +127,17 @@ def test_kills_are_counted(name: str, text: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text)
     assert groups.memory_kills([tmp_path / "gone", tmp_path]) == 2
     assert groups.memory_kills([tmp_path / "gone"]) == 0
+
+
+def test_what_keeps_cores_warm_weighs_least(tmp_path: Path) -> None:
+    for proc, place, name, least in (
+        (version_1(tmp_path / "1"), "cpu", "cpu.shares", "2"),
+        (version_2(tmp_path / "2"), "fs", "cpu.weight", "1"),
+    ):
+        made = groups.plan_idle_group("apportion-0123abcd-warm", proc=proc)
+        (directory,) = made.directories
+        assert directory.parent.name == place
+        assert [(write.file.name, write.text) for write in made.writes] == [
+            (name, least),
+            ("cpu.idle", "1"),
+        ]

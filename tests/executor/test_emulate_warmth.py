@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from executor.emulate import emulated
 from executor.emulate import hosts as emulate_hosts
 from executor.emulate.hosts import EmulatedHosts
 from executor.emulate.layout import layout
 from executor.emulate.warmth import warm_cores
+from profiler.cgroups import hierarchy
 from profiler.cluster import Cluster
-from tests.support.emulation import ROOT, make_cluster
+from tests.support.emulation import ROOT, make_cluster, require_emulation
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are Linux's")
 
@@ -33,6 +35,13 @@ def children(pid: int) -> list[int]:
         ]
     except FileNotFoundError:
         return []
+
+
+def asking(cores: dict[str, float], *, keep_warm: bool = True) -> Cluster:
+    made = make_cluster(dict.fromkeys(cores, 1), cores=cores)
+    assert made.emulate is not None
+    emulate = made.emulate.model_copy(update={"keep_warm": keep_warm})
+    return made.model_copy(update={"emulate": emulate})
 
 
 def keepers(owner: int) -> list[int]:
@@ -67,6 +76,21 @@ def test_every_core_has_a_process_that_yields_to_all_others() -> None:
     assert all_end(found)
 
 
+def test_beside_hosts_they_are_in_a_group_that_goes_with_these() -> None:
+    require_emulation()
+    with emulated(asking({"a": 0.5})) as hosts:
+        found = keepers(os.getpid())
+        tree = hierarchy("cpu")
+        assert tree is not None
+        group = tree.mount / f"{hosts.name}-warm"
+        inside = {int(pid) for pid in (group / "cgroup.procs").read_text().split()}
+        assert inside.issuperset(found)
+        if (group / "cpu.idle").exists():
+            assert (group / "cpu.idle").read_text().strip() == "1"
+    assert not group.exists()
+    assert all_end(found)
+
+
 def test_a_killed_owner_leaves_none() -> None:
     code = (
         "import time\n"
@@ -91,15 +115,12 @@ def test_only_hosts_that_wait_need_it(
     began: list[bool] = []
 
     @contextmanager
-    def noted() -> Iterator[None]:
+    def noted(command: list[str]) -> Iterator[None]:
+        assert any("0123abcd-warm" in word for word in command)
         began.append(True)
         yield
 
     monkeypatch.setattr(emulate_hosts, "warm_cores", noted)
-    made: Cluster = make_cluster({"a": 1, "b": 1}, cores=cores)
-    assert made.emulate is not None
-    cluster = made.model_copy(
-        update={"emulate": made.emulate.model_copy(update={"keep_warm": asked})}
-    )
+    cluster = asking(cores, keep_warm=asked)
     with EmulatedHosts(cluster, layout(cluster, token="0123abcd"), {}).kept_warm():
         assert bool(began) == warm

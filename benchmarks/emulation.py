@@ -1,0 +1,188 @@
+"""What emulated hosts cost the work that runs on them: turns of a quota, and messages of a link.
+
+    python benchmarks/emulation.py [--quick] [--json FILE]
+
+Four hosts with a part of a core each (``examples/clusters/all_different.yaml``). Needs root, and
+nothing else should run.
+
+``step_alone``, ``step_beside``: processor time of one step of a ViT on a host whose neighbours
+rest, and while they compute, with cores kept warm and without: whether that helps depends on who
+else uses the processor's caches at the time. The best is what a free core takes.
+``lost_receiving``, ``lost_sending``: how long a host of 0.35 core computes less for each MiB that
+comes or goes at 5 MB/s, with the frames that are used and with 1,500 bytes at most. A message
+whose packets cost nothing takes what copying it takes.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.models import vit
+from benchmarks.records import Record, parser, publish, record
+from executor.emulate import EmulatedHosts, emulated, frames
+from profiler.cluster import Cluster, Device, Host
+from profiler.emulation import EmulatedHost, Emulation
+
+ROOT = Path(__file__).resolve().parents[1]
+RATE = 5e6
+STEP_S, ALONE_S = 2.0, 4.0
+MESSAGES = 20
+TURNS = 3
+PORT = "29612"
+
+
+def be_stepping() -> None:
+    """Computes until the time that each line names; prints seconds of processor time a step."""
+    torch.set_num_threads(1)
+    model, inputs = vit()
+    with torch.inference_mode():
+        model(**inputs)
+        print("ready", flush=True)
+        for line in sys.stdin:
+            until, count, began_s = float(line), 0, time.thread_time()
+            while time.time() < until:
+                model(**inputs)
+                count += 1
+            print((time.thread_time() - began_s) / max(1, count), flush=True)
+
+
+def be_messaging(rank: int, computes: bool) -> None:
+    """Sends (rank 0) or receives; whoever computes meanwhile prints the seconds lost a message."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    messages = [torch.zeros(2**18) for _ in range(MESSAGES)]
+    factor = torch.randn(256, 256)
+    ended = threading.Event()
+
+    def computed_until(over: threading.Event, limit_s: float) -> tuple[int, float]:
+        count, began_s = 0, time.perf_counter()
+        while not over.is_set() and time.perf_counter() - began_s < limit_s:
+            torch.mm(factor, factor)
+            count += 1
+        return count, time.perf_counter() - began_s
+
+    def wait() -> None:
+        for work in works:
+            work.wait()
+        ended.set()
+
+    dist.barrier()
+    count, took_s = computed_until(threading.Event(), ALONE_S) if computes else (0, 1.0)
+    dist.barrier()
+    move = dist.isend if rank == 0 else dist.irecv
+    works = [work for message in messages if (work := move(message, 1 - rank)) is not None]
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    if computes:
+        beside, beside_s = computed_until(ended, float("inf"))
+        print((beside_s - beside * took_s / count) / MESSAGES, flush=True)
+    waiter.join()
+    dist.barrier()
+
+
+def cluster(cores: dict[str, float], *, keep_warm: bool = False) -> Cluster:
+    """Hosts with these parts of a core, 5 MB/s between any two."""
+    device = Device(name="cpu:0", type="board", memory_bytes=2**31)
+    return Cluster(
+        hosts=tuple(Host(name=name, devices=(device,)) for name in cores),
+        emulate=Emulation(
+            hosts=tuple(EmulatedHost(name=name, cores=part) for name, part in cores.items()),
+            default_bytes_per_s=RATE,
+            keep_warm=keep_warm,
+        ),
+    )
+
+
+def _steps(cores: dict[str, float], keep_warm: bool, turns: int) -> Iterator[Record]:
+    argv = [sys.executable, __file__, "--stepping"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with emulated(cluster(cores, keep_warm=keep_warm)) as hosts:
+        with hosts.unlimited():
+            ranks = {name: hosts.popen(name, argv, **pipes) for name in cores}
+            for rank in ranks.values():
+                rank.stdout.readline()
+        time.sleep(4.0)  # what keeps cores warm has to load, too
+        found: dict[tuple[str, str], list[float]] = {}
+        for _ in range(turns):
+            for measure, groups in (
+                ("step_alone", [[x] for x in cores]),
+                ("step_beside", [[*cores]]),
+            ):
+                for group in groups:
+                    until = time.time() + STEP_S
+                    for name in group:
+                        ranks[name].stdin.write(f"{until}\n")
+                        ranks[name].stdin.flush()
+                    for name in group:
+                        took_s = float(ranks[name].stdout.readline())
+                        found.setdefault((measure, name), []).append(took_s)
+        for rank in ranks.values():
+            rank.communicate()
+    for (measure, name), seconds in found.items():
+        middle = 1e3 * statistics.median(seconds)
+        yield record(measure, middle, "ms", cores=cores[name], keep_warm=keep_warm)
+
+
+def _lost_s(hosts: EmulatedHosts, computing: int) -> float:
+    said = ""
+    ranks = []
+    for rank, name in enumerate(("a", "b")):
+        argv = [sys.executable, __file__, "--messaging", str(rank), str(int(rank == computing))]
+        env = {
+            "RANK": str(rank),
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": hosts.address("a"),
+            "MASTER_PORT": PORT,
+        }
+        ranks.append(hosts.popen(name, argv, env=env, stdout=subprocess.PIPE, text=True))
+    for rank in ranks:
+        said += rank.communicate()[0]
+    return float(said)
+
+
+def _messages(turns: int) -> Iterator[Record]:
+    largest = frames.MAX_FRAME_BYTES
+    found: dict[tuple[str, int], list[float]] = {}
+    try:
+        for _ in range(turns):
+            for limit in (largest, frames.MIN_FRAME_BYTES):
+                frames.MAX_FRAME_BYTES = limit
+                used = frames.frame_bytes(RATE)
+                with emulated(cluster({"a": 0.35, "b": 0.35})) as hosts:
+                    for computing, measure in enumerate(("lost_sending", "lost_receiving")):
+                        found.setdefault((measure, used), []).append(_lost_s(hosts, computing))
+    finally:
+        frames.MAX_FRAME_BYTES = largest
+    for (measure, used), seconds in found.items():
+        yield record(measure, 1e3 * statistics.median(seconds), "ms", frame=used, per="MiB")
+
+
+def main() -> None:
+    """Measure, show, write."""
+    if sys.argv[1:2] == ["--stepping"]:
+        be_stepping()
+    elif sys.argv[1:2] == ["--messaging"]:
+        be_messaging(int(sys.argv[2]), sys.argv[3] == "1")
+    else:
+        args = parser(__doc__).parse_args()
+        turns = 1 if args.quick else TURNS
+        asked = Cluster.load(ROOT / "examples" / "clusters" / "all_different.yaml").emulate
+        assert asked is not None
+        cores = {host.name: host.cores for host in asked.hosts if host.cores is not None}
+        records = [x for warm in (True, False) for x in _steps(cores, warm, turns)]
+        publish([*records, *_messages(turns)], args.json)
+
+
+if __name__ == "__main__":
+    main()
