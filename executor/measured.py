@@ -102,8 +102,10 @@ def rank_evidence(
     *,
     step_items: int,
     symbols: Mapping[str, int],
+    alone: bool,
 ) -> RankEvidence:
-    """What a refit needs of one rank; ``step_items`` are those of the run's first step."""
+    """What a refit needs of one rank; ``step_items`` are those of the run's first step, ``alone``
+    if it was the only one."""
     binding = next(b for b in schedule.plan.spec.ranks if b.rank == rank)
     role = schedule.role(rank)
     assert role is not None
@@ -117,7 +119,7 @@ def rank_evidence(
         if layer.name in here - divided:
             twins[layer.twin] = twins.get(layer.twin, 0) + 1
     slices = Counter((region.twin, own) for region, own in units.items())
-    receives, sends = _exchanges(schedule, rank, step_items, symbols)
+    receives, sends = _exchanges(schedule, rank, step_items, symbols, alone=alone)
     return RankEvidence(
         rank=rank,
         device=binding.device,
@@ -149,28 +151,37 @@ def _own_units(schedule: Schedule, rank: int) -> dict[SliceRegion, int]:
 
 
 def _exchanges(
-    schedule: Schedule, rank: int, step_items: int, symbols: Mapping[str, int]
+    schedule: Schedule, rank: int, step_items: int, symbols: Mapping[str, int], *, alone: bool
 ) -> tuple[tuple[Exchange, ...], tuple[Exchange, ...]]:
-    """The messages that come and go with a full piece of the rank."""
-    pieces = schedule.step(rank, (0, step_items)).pieces
-    piece = max(pieces, key=lambda one: one.items[1] - one.items[0])
+    """The messages that come and go with a full piece of the rank.
+
+    On the root, unless a step is alone, with a piece's part of what it feeds and collects.
+    """
+    step = schedule.step(rank, (0, step_items))
+    piece = max(step.pieces, key=lambda one: one.items[1] - one.items[0])
+    part = 0.0 if alone else 1 / len(step.pieces)
     device = {b.rank: b.device for b in schedule.plan.spec.ranks}
 
-    def counted(messages: Sequence[Message], *, received: bool) -> tuple[Exchange, ...]:
-        found: dict[tuple[str, int], int] = {}
-        for message in messages:
-            if message.source == message.target:
+    def counted(
+        own: Sequence[Message], root: Sequence[Message], *, received: bool
+    ) -> tuple[Exchange, ...]:
+        found: dict[tuple[str, int], float] = {}
+        for message, times in [*((x, 1.0) for x in own), *((x, part) for x in root)]:
+            if message.source == message.target or not times:
                 continue
             low, high = message.items or (0, step_items)
             sizes = {**schedule.graph.symbols, **symbols, BATCH: high - low}
             size = schedule.graph.tensor[message.tensor].num_bytes(sizes)
             other = device[message.source if received else message.target]
-            found[other, size] = found.get((other, size), 0) + 1
+            found[other, size] = found.get((other, size), 0.0) + times
         return tuple(
             Exchange(device=other, num_bytes=size, count=n) for (other, size), n in found.items()
         )
 
-    return counted(piece.receives, received=True), counted(piece.sends, received=False)
+    return (
+        counted(piece.receives, step.collects, received=True),
+        counted(piece.sends, step.feeds, received=False),
+    )
 
 
 def _spread(values: Sequence[float]) -> float:

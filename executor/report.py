@@ -194,7 +194,7 @@ def make_report(
     figures = [rank_figures(one) for one in ran]
     offsets = {rank: Offset(*clock) for rank, clock in enumerate(root["clocks"])}
     links = link_times([one["transfers"] for one in ran], offsets)
-    evidence = _evidence(schedule, figures, links, root["symbols"], num_items)
+    evidence = _evidence(schedule, figures, links, root["symbols"], num_items, alone=steps == 1)
     seen = {one.rank: one for one in evidence.ranks}
     return RunReport(
         plan_id=plan.plan_id,
@@ -352,6 +352,8 @@ def _evidence(
     links: Sequence[LinkTime],
     symbols: Mapping[str, int],
     num_items: int,
+    *,
+    alone: bool,
 ) -> RunEvidence:
     device = {b.rank: b.device for b in schedule.plan.spec.ranks}
     known = {**schedule.graph.symbols, **symbols}
@@ -366,6 +368,7 @@ def _evidence(
                 one,
                 step_items=min(num_items, schedule.batch_size),
                 symbols=symbols,
+                alone=alone,
             )
             for rank, one in enumerate(figures)
             if one is not None and one.busy_s > 0

@@ -14,7 +14,15 @@ from planner.check_transfers import pipeline_of
 from planner.joins import exchanges, rank_times
 from planner.layout import Layout, StageView
 from planner.ledger import Ledgers
-from planner.messages import Message, Move, Occupied, answer_messages, moves, occupied
+from planner.messages import (
+    Message,
+    Move,
+    Occupied,
+    answer_messages,
+    moves,
+    occupied,
+    root_occupied,
+)
 from planner.planfile import INPUT, OUTPUT, Plan, RankMemory
 from planner.prices import Prices
 from planner.request import Objective
@@ -75,16 +83,20 @@ def derive(plan: Plan, layout: Layout, prices: Prices) -> Derived:
     found = tuple(moves(plan.spec.transfers, layout, prices))
     loads = occupied(found, layout)
     sent = tuple(answer_messages(plan, layout, prices))
-    for place, position, _, seconds in sent:
-        loads[place][position].receive_s += seconds / layout.stages[place].runs
+    for place, position, message in sent:
+        loads[place][position].receive_s += message.receive_s / layout.stages[place].runs
     times = {x.place: _stage_times(x, loads[x.place], prices) for x in layout.stages.values()}
     busy_s = {place: layout.stages[place].runs * t.busy_s for place, t in times.items()}
-    busy_s.update(_wires(found, [message for _, _, message, _ in sent], layout, prices))
+    for place, position, root in root_occupied(plan.spec.transfers, layout, prices):
+        busy_s[place] += root.receive_s + root.send_s
+        loads[place][position].receive_s += root.receive_s / layout.stages[place].runs
+        loads[place][position].send_s += root.send_s / layout.stages[place].runs
+    busy_s.update(_wires(found, [message for *_, message in sent], layout, prices))
     period_s = max(busy_s.values())
     return Derived(
         period_s=period_s,
         latency_s=_latency_s(layout, found, times, prices)
-        + max((message.time_s for _, _, message, _ in sent), default=0.0),
+        + max((message.time_s for *_, message in sent), default=0.0),
         items_per_s=layout.batch_size / period_s if period_s else 0.0,
         busy_s=busy_s,
         ranks=_rank_loads(plan, layout, prices, loads, times, period_s),

@@ -7,8 +7,10 @@ over these figures are in ``planner.cost`` and ``planner.memory``.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 from planner.problem import PlanningProblem
+from planner.root_work import RootRates
 from profiler import lookup
 from profiler.profile import PRELUDE, Measurement
 
@@ -128,6 +130,11 @@ class Figures:
                 (join.how, graph.join_bytes(join, items)) for join in graph.regions[region].joins
             )
         return self._joins[key]
+
+    @cached_property
+    def root_rates(self) -> RootRates:
+        """What feeding and collecting takes from the root's device."""
+        return RootRates(self)
 
     def message_s(self, source: str, target: str, num_bytes: float) -> float:
         """Seconds of one message; between a device and itself, none."""

@@ -9,12 +9,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageCost:
-    """One stage, in seconds a microbatch (a batch, if it waits for one)."""
+    """One stage, in seconds a microbatch (a batch, if it waits for one).
+
+    ``root_s``: what sending inputs and receiving outputs adds where it is on the root.
+    That counts where batches follow each other; while one is on its way alone, the inputs leave
+    before the root computes and the outputs arrive when it has.
+    """
 
     compute_s: float
     join_s: float
     receive_s: float
     send_s: float
+    root_s: float
     runs: int
     whole_batch: bool
 
@@ -27,6 +33,11 @@ class StageCost:
     def busy_s(self) -> float:
         """Time the stage is taken up by one microbatch."""
         return self.run_s + self.receive_s + self.send_s
+
+    @property
+    def batch_s(self) -> float:
+        """Time the stage is taken up by each of many batches."""
+        return self.runs * (self.busy_s + self.root_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

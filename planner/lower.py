@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from planner.aggregation import choose
-from planner.cost import CostModel, PipelineCost, PlanCost, RankCost
+from planner.cost import CostModel, PlanCost
 from planner.hypothetical import hypothetical_estimate
 from planner.memory import BUFFER_DEPTH
+from planner.pipeline_cost import PipelineCost, RankCost
 from planner.planfile import (
     INPUT,
     OUTPUT,
@@ -128,13 +129,10 @@ def describe_bottleneck(assignment: Assignment, price: PlanCost) -> str:
     """What is busy for the whole period, and how long: a stage, else a wire."""
     for p, pipeline in enumerate(price.pipelines):
         for s, stage in enumerate(pipeline.stages):
-            if stage.runs * stage.busy_s >= price.period_s * (1 - TOLERANCE / 10):
+            if stage.batch_s >= price.period_s * (1 - TOLERANCE / 10):
                 devices = assignment.pipelines[p].stages[s].devices
                 on = devices[0] if len(devices) == 1 else f"{len(devices)} devices"
-                return (
-                    f"{place(p, s)} on {on}: busy {format_seconds(stage.runs * stage.busy_s)} "
-                    f"of every batch"
-                )
+                return f"{place(p, s)} on {on}: busy {format_seconds(stage.batch_s)} of every batch"
     name, seconds = max(price.wires.items(), key=lambda item: item[1])
     return f"wire {name}: busy {format_seconds(seconds)} of every batch"
 

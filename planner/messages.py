@@ -44,7 +44,8 @@ class Move:
 
 @dataclass(slots=True, kw_only=True)
 class Occupied:
-    """Seconds that messages keep a rank from computing during one run of its stage."""
+    """Seconds that messages keep a rank from computing during one run of its stage, or those of the
+    model's inputs and outputs the root in a batch."""
 
     receive_s: float = 0.0
     send_s: float = 0.0
@@ -99,11 +100,54 @@ def occupied(found: Iterable[Move], layout: Layout) -> dict[str, tuple[Occupied,
     return total
 
 
+def root_occupied(
+    transfers: Sequence[Transfer], layout: Layout, prices: Prices
+) -> Iterator[tuple[str, int, Occupied]]:
+    """What feeding and collecting takes a batch from each stage on the root: its place, the rank's
+    position, and the seconds, every item of a tensor counted once at the root's least cost."""
+    items, graph = layout.microbatch_size, prices.graph
+    others = [name for name in prices.cluster.device if name != layout.root]
+    fed_s: dict[str, float] = {}
+    collected_s: dict[str, float] = {}
+    for transfer in transfers:
+        if transfer.source not in layout.stages and transfer.tensor not in fed_s:
+            size = prices.size(transfer.tensor, items)
+            ways = [_message((0, layout.root), (0, x), size, prices).send_s for x in others]
+            fed_s[transfer.tensor] = min(ways, default=0.0)
+        if transfer.target not in layout.stages and transfer.tensor not in collected_s:
+            size = prices.size(transfer.tensor, items)
+            ways = [_message((0, x), (0, layout.root), size, prices).receive_s for x in others]
+            collected_s[transfer.tensor] = min(ways, default=0.0)
+    total = sum(layout.runs(p) for p in range(len(layout.pipelines)))
+    for stage in layout.stages.values():
+        if layout.root not in stage.devices:
+            continue
+        position, k = stage.devices.index(layout.root), layout.runs(stage.pipeline)
+        whole = [1.0] * len(stage.devices)
+        parts = whole if stage.slices else [x / sum(stage.shares) for x in stage.shares]
+        taken = Occupied()
+        for name, seconds in fed_s.items():
+            held = parts if graph.tensor[name].in_parts else whole
+            readers = set(graph.readers[name])
+            copies = sum(held) - held[position] if readers & set(stage.layers) else 0.0
+            copies += bool(readers - set(stage.layers))
+            taken.send_s += seconds * (k * copies + total - k)
+        for name, seconds in collected_s.items():
+            producer = graph.tensor[name].producer
+            assert producer is not None
+            copies = 1.0
+            if graph.layer_index[producer] in stage.layers:
+                by_all = graph.tensor[name].in_parts and not stage.slices
+                copies = 1.0 - parts[position] if by_all else float(position > 0)
+            taken.receive_s += seconds * (k * copies + total - k)
+        yield stage.place, position, taken
+
+
 def answer_messages(
     plan: Plan, layout: Layout, prices: Prices
-) -> Iterator[tuple[str, int, Message, float]]:
+) -> Iterator[tuple[str, int, Message]]:
     """What the root sends once a batch if every rank is to have the answer: to which stage and
-    position, as one message for all tensors, and how long it keeps that rank from computing."""
+    position, as one message for all tensors."""
     if plan.spec.aggregation.destination is not Destination.ALL:
         return
     names = answer_names(prices.graph, plan.inputs.request)
@@ -116,8 +160,16 @@ def answer_messages(
                 for x in names
             ]
             if device != layout.root and parts:
-                whole = replace(parts[0], time_s=sum(part.time_s for part in parts))
-                yield stage.place, position, whole, sum(part.receive_s for part in parts)
+                yield (
+                    stage.place,
+                    position,
+                    replace(
+                        parts[0],
+                        time_s=sum(part.time_s for part in parts),
+                        send_s=sum(part.send_s for part in parts),
+                        receive_s=sum(part.receive_s for part in parts),
+                    ),
+                )
 
 
 @dataclass(frozen=True, slots=True)

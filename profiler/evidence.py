@@ -14,11 +14,14 @@ from profiler.errors import InvalidInputError
 
 
 class Exchange(Record):
-    """Messages of one size that a rank gets from, or gives to, a device with each piece."""
+    """Messages of one size that a rank gets from, or gives to, a device with each piece.
+
+    ``count`` is not whole where some come once in several pieces.
+    """
 
     device: str
     num_bytes: int = Field(ge=0)
-    count: int = Field(default=1, ge=1)
+    count: Estimated = Field(default=1.0, gt=0)
 
 
 class SliceEvidence(Record):
@@ -37,7 +40,8 @@ class RankEvidence(Record):
     ``busy_s`` is all but waiting and joining, ``compute_s`` of it running the stage's module; of
     the processor's time, ``send_s`` is handing results to the transport, ``dispatch_s`` everything
     else. ``joined_s`` went into joins, waiting for slower ranks of the stage included. ``receives``
-    and ``sends`` are the messages that come and go with each piece.
+    and ``sends`` are the messages that come and go with each piece; on the root, where batches
+    follow each other, with the piece's part of all inputs that it sends and outputs that it gets.
     """
 
     rank: int = Field(ge=0)

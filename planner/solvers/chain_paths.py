@@ -150,12 +150,14 @@ class ShortestPath:
         cuts = np.arange(tables.num_layers)[:, None]
         inner = np.minimum(sets, tables.num_input_sets - 1)
         limited = period_s < np.inf and paths.repeats > 0
-        # What one run of a stage on each option may be loaded with.
-        self.most = np.where(paths.piecewise & limited, period_s, np.inf)
-        self.most = np.minimum(self.most, batch_s / paths.runs)
+        # What one run of a stage on each option may be loaded with: by what repeats in a batch, and
+        # by what each of many batches takes.
+        self.most_run = np.where(paths.piecewise & limited, period_s, np.inf)
+        self.most_batch = batch_s / paths.runs
+        self.most = np.minimum(self.most_run, self.most_batch)
         self.compute: list[list[Floats]] = []  # [option][receive kind x send kind] -> [j, e]
         for n in range(len(tables.options)):
-            seconds = tables.compute[n]
+            seconds, work = tables.compute[n], tables.root_s[n]
             entries = []
             for received in paths.receives[n]:
                 for sent in paths.sends[n]:
@@ -163,7 +165,7 @@ class ShortestPath:
                         load = seconds.copy()
                         load[:-1] += received[inner, cuts]
                         load[:, :-1] += sent[None]
-                        entries.append(np.where(load <= self.most[n], seconds, np.inf))
+                        entries.append(np.where(self._keeps(n, load, work), seconds, np.inf))
                     else:
                         entries.append(seconds)
             self.compute.append(entries)
@@ -196,7 +198,8 @@ class ShortestPath:
                 if self.most[n] < np.inf:
                     load = seconds + received[inner, np.arange(tables.num_layers)]
                     load = load + hops.last_send[n][sets]
-                    total = np.where(load <= self.most[n], total, np.inf)
+                    work = np.broadcast_to(tables.root_s[n], tables.compute[n].shape)[:-1, -1]
+                    total = np.where(self._keeps(n, load, work), total, np.inf)
                 rows.append(
                     np.where(self._passes(n, passed, hops.last_wire[n][sets]), total, np.inf)
                 )
@@ -217,12 +220,17 @@ class ShortestPath:
                     load = seconds + hops.first_receive[n][sets]
                     load[:-1] += sent
                     load[-1] += hops.last_send[n][tables.crossing.output_set[0, -1]]
-                    total = np.where(load <= self.most[n], total, np.inf)
+                    work = np.broadcast_to(tables.root_s[n], tables.compute[n].shape)[0]
+                    total = np.where(self._keeps(n, load, work), total, np.inf)
                 rows.append(
                     np.where(self._passes(n, passed, hops.first_wire[n][sets]), total, np.inf)
                 )
             found.append(rows)
         return np.array(found)
+
+    def _keeps(self, n: int, load: Floats, root_work: Floats) -> Flags:
+        """Whether stages on option ``n`` with these loads are done in time."""
+        return np.asarray((load <= self.most_run[n]) & (load + root_work <= self.most_batch[n]))
 
     def _passes(self, n: int, passed: Floats, wire: Floats) -> Flags:
         """Whether inputs or outputs of option ``n`` move in time: for a microbatch, for a batch."""

@@ -17,6 +17,7 @@ charged per pair, so a period found infeasible is infeasible, but one found feas
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -74,7 +75,7 @@ class PeriodSearch:
         self.tables = tables
         hops, states = tables.hops, tables.states
         runs = np.array([tables.runs(option) for option in tables.options], dtype=float)
-        self._compute = runs[:, None, None] * tables.compute
+        self._compute = runs[:, None, None] * (tables.compute + tables.root_s)
         self._receive = runs[None, :, None, None] * hops.receive
         self._send = runs[:, None, None, None] * hops.send
         self._first = runs[:, None] * hops.first_receive
@@ -87,6 +88,17 @@ class PeriodSearch:
         self._table = np.full(
             (states.size, len(tables.options), tables.num_output_sets, tables.num_layers), np.inf
         )
+
+    def beside(self, root_s: float) -> PeriodSearch:
+        """A search in which a stage on the root is busy for ``root_s`` a batch with what other
+        pipelines read and write. It works in the table of this one."""
+        if not root_s:
+            return self
+        other = copy(self)
+        more = np.where(self.tables.on_root, root_s, 0.0)
+        other._compute = self._compute + more[:, None, None]
+        other._ending = self._ending + more[:, None]
+        return other
 
     def reach(self, period_s: float, limits: SolveLimits, progress: Progress) -> list[Step] | None:
         """Stages that keep within ``period_s``, few of them, or None.
@@ -138,8 +150,12 @@ class PeriodSearch:
 
     def period_s(self, steps: Sequence[Step]) -> float:
         """Time between batches of these stages, as the programme counts it."""
+        return max(self.busy_s(steps))
+
+    def busy_s(self, steps: Sequence[Step]) -> tuple[float, float]:
+        """Seconds a batch of the busiest stage or wire without the root's, and of its stage."""
         tables, hops = self.tables, self.tables.hops
-        busy = []
+        busy, of_root = [0.0], 0.0
         for at, (n, j, e) in enumerate((step.option, step.start, step.end) for step in steps):
             u, o = tables.crossing.input_set[j, e], tables.crossing.output_set[j, e]
             load = self._compute[n, j, e]
@@ -157,8 +173,11 @@ class PeriodSearch:
                 after = steps[at + 1].option
                 load += self._send[n, after, o, e]
                 busy.append(hops.wire_out[n, after, o, e])
-            busy.append(load)
-        return float(max(busy))
+            if tables.on_root[n]:
+                of_root = float(load)
+            else:
+                busy.append(load)
+        return float(max(busy)), of_root
 
     def _trial(self, period_s: float) -> _Trial:
         tables, hops = self.tables, self.tables.hops

@@ -16,6 +16,7 @@ from planner.request import Split
 from planner.solvers.arrays import Flags, Floats, Integers
 from planner.solvers.base import Assignment
 from planner.solvers.chain_hops import find_hops
+from planner.solvers.chain_root import on_root, root_seconds
 from planner.solvers.chain_segments import Segments
 from planner.solvers.chain_states import enumerate_states
 
@@ -73,6 +74,9 @@ class ChainTables:
         self.root_can_stay_empty = segments.root_can_stay_empty
         self.compute = np.stack([segments.compute_s(option) for option in options])
         self.hops = find_hops(problem, figures, options, self.crossing)
+        # A run of a stage on the root is so much busier, beside computing and its own messages.
+        self.root_s = root_seconds(problem, figures.root_rates, options)
+        self.on_root = on_root(problem, options)
         self.states = enumerate_states(problem, options, marked=self.num_marked)
         size = self.num_layers + 1
         # Which runs have which sets, by length and start, for sliding along the layers.

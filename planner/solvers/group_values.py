@@ -21,11 +21,12 @@ from typing import Protocol
 
 import numpy as np
 
-from planner.solvers.arrays import Floats, Integers
+from planner.solvers.arrays import Flags, Floats, Integers
 from planner.solvers.base import SolveLimits
 from planner.solvers.chain_latency import LatencySearch
 from planner.solvers.chain_period import PeriodSearch
 from planner.solvers.chain_tables import ChainTables, Progress, Step
+from planner.solvers.group_root import RootedGroups, RootedPlan
 
 ENDLESS_S = 1e300
 """A time that any plan keeps: finite, to tell it from what cannot be."""
@@ -85,13 +86,26 @@ class GroupValues(Protocol):
 
 
 class PeriodValues:
-    """Time between batches: every microbatch keeps a pipeline's bottleneck busy for as long."""
+    """Time between batches: every microbatch keeps a pipeline's bottleneck busy for as long.
 
-    def __init__(self, tables: Tables, least_s: Floats, num_microbatches: int) -> None:
+    ``rooted`` marks the groups with the root's device, which other pipelines' microbatches keep
+    busy for ``each_s`` (``group_root``).
+    """
+
+    def __init__(
+        self,
+        tables: Tables,
+        least_s: Floats,
+        num_microbatches: int,
+        *,
+        rooted: Flags,
+        each_s: float,
+    ) -> None:
         self._tables, self._most = tables, num_microbatches
         self._below = least_s.copy()
         self._known = np.full(len(least_s), np.inf)
         self._plans: dict[int, list[Step]] = {}
+        self._root = RootedGroups(rooted, least_s, num_microbatches, each_s=each_s)
         self._target_s = 0.0
         self._ask = False
 
@@ -101,27 +115,35 @@ class PeriodValues:
 
     def capacity(self, within_s: float) -> Integers:
         """See :class:`GroupValues`."""
-        return most_in(within_s, self._below, self._below, self._most)
+        most = most_in(within_s, self._below, self._below, self._most)
+        most[self._root.groups] = self._root.capacity(within_s * (1 + PROOF / 4))
+        return most
 
     def known_capacity(self, within_s: float) -> Integers:
         """See :class:`GroupValues`."""
-        return most_in(within_s, self._known, self._known, self._most)
+        most = most_in(within_s, self._known, self._known, self._most)
+        most[self._root.groups] = self._root.known_capacity(within_s * (1 + PROOF / 4))
+        return most
 
     def least_s(self, part: Part) -> float:
         """See :class:`GroupValues`."""
+        if part[0] in self._root.row:
+            return self._root.least_s(*part)
         return part[1] * float(self._below[part[0]])
 
     def known_s(self, part: Part) -> float:
         """See :class:`GroupValues`."""
+        if part[0] in self._root.row:
+            return self._root.known_s(*part)
         return part[1] * float(self._known[part[0]])
 
     def steps(self, part: Part) -> list[Step]:
         """See :class:`GroupValues`."""
-        return self._plans[part[0]]
+        return self._root.steps(*part) if part[0] in self._root.row else self._plans[part[0]]
 
     def plans(self) -> Iterator[tuple[int, list[Step]]]:
         """See :class:`GroupValues`."""
-        yield from sorted(self._plans.items())
+        yield from sorted([*self._plans.items(), *self._root.plans()], key=lambda x: x[0])
 
     def refine(
         self,
@@ -137,21 +159,31 @@ class PeriodValues:
         late = [part for part in parts if self.known_s(part) > self._target_s * (1 + PROOF / 2)]
         if not late:  # reached, but for rounding
             self._target_s = between(bound_s, self._target_s * (1 - PROOF))
-        count = (late or parts)[0][1]
+        group, count = (late or parts)[0]
         trial = min(self._target_s / count, ENDLESS_S)
-        survey = self._search.survey(self._most * trial, limits, progress)
+        beside_s = self._root.beside_s(count) if group in self._root.row else 0.0
+        search = self._search.beside(self._most * beside_s)
+        survey = search.survey(self._most * trial, limits, progress)
         can = np.zeros(len(self._below), dtype=np.bool_)
         can[list(survey.ends)] = True
         impossible = np.inf if trial == ENDLESS_S else trial
         self._below = np.where(can, self._below, np.maximum(self._below, impossible))
+        self._root.refuse(~can, impossible, beside_s)
+        asked = count if beside_s else self._most
         for found in survey.ends:
-            if self._known[found] > trial:
+            if found in self._root.row:
+                if self._root.known_s(found, asked) > asked * trial:
+                    steps = survey.steps(found)
+                    others_s, of_root_s = (x / self._most for x in self._search.busy_s(steps))
+                    self._root.note(found, RootedPlan(others_s, of_root_s, steps))
+            elif self._known[found] > trial:
                 steps = survey.steps(found)
-                self._known[found] = self._search.period_s(steps) / self._most
+                self._known[found] = search.period_s(steps) / self._most
                 self._plans[found] = steps
         # What is left between them is rounding.
         closed = self._below * (1 + 2 * PROOF) >= self._known
         self._below = np.where(closed, self._known, self._below)
+        self._root.close(2 * PROOF)
 
     def _next_target_s(self, bound_s: float, useful_s: float) -> float:
         """The time that all groups are asked about next, with their parts of the microbatches.

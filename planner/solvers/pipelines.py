@@ -193,7 +193,12 @@ class _Search:
         by_latency, count = problem.request.objective.counts_latency, problem.num_microbatches
         limit_s = problem.targets.other_than(problem.request.objective)
         if not by_latency and limit_s == math.inf:
-            return PeriodValues(tables, least_s, count)
+            each_s = figures.root_rates.each.total_s
+            rooted = np.zeros(len(least_s), dtype=np.bool_)
+            if each_s and problem.cluster.root in problem.class_of:
+                root = problem.class_of[problem.cluster.root]
+                rooted = self.partitions.counts[:, root] > 0
+            return PeriodValues(tables, least_s, count, rooted=rooted, each_s=each_s)
         path_s = latency_bound_s(problem, figures)
         if limit_s == math.inf:
             return LatencyValues(tables, least_s, count, path_s=path_s)

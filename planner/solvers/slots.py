@@ -14,6 +14,9 @@ from planner.options import Option, find_options, place
 from planner.problem import PlanningProblem
 from planner.slices import RegionUnits, exchanged, joins_s, slice_times
 
+ROOT = "root"
+"""What a rank on the root's device is called, in any slot."""
+
 MAX_MOVES = 40_000
 """Rough number of (tensor, slot, slot) combinations; groups beyond it are left out."""
 
@@ -104,12 +107,15 @@ class Slots:
             self._messages[key] = tuple(self._find(tensor, source, target))
         return self._messages[key]
 
+    def names(self, s: int) -> list[str]:
+        """A name of its own for each rank of slot ``s``."""
+        return [name for _, name, *_ in self._ends(s, self.problem.microbatch)]
+
     def joining(self, s: int, slices: RegionUnits) -> Iterator[tuple[str, float]]:
         """Wire and seconds of every message of the joins of a region that slot ``s`` divides."""
         items = self.problem.microbatch
-        names = [name for _, name, *_ in self._ends(s, items)]
         (devices,) = place(self.problem, [self.slots[s].option])
-        named = dict(zip(devices, names, strict=True))
+        named = dict(zip(devices, self.names(s), strict=True))
         for source, target, seconds in exchanged(self.figures, slices, devices, items):
             link = self.problem.links[source, target]
             yield link.shares or f"{named[source]} -> {named[target]}", seconds
@@ -161,12 +167,12 @@ class Slots:
         """A device, a name of its own, and the interval of items, for each rank of a slot."""
         root = self.problem.cluster.root
         if s is None:
-            return [(root, "root", 0, items)]
+            return [(root, ROOT, 0, items)]
         slot = self.slots[s]
         ends, start = [], 0
         for r, (c, share) in enumerate(slot.option.members):
             device = self.problem.classes[c][0]
-            name = "root" if device == root else f"{s}.{r}"
+            name = ROOT if device == root else f"{s}.{r}"
             stop = items if slot.waits else start + share
             ends.append((device, name, start, stop))
             start = 0 if slot.option.is_tensor else stop  # all its ranks have everything

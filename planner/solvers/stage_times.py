@@ -17,7 +17,9 @@ from collections.abc import Mapping, Sequence
 
 from planner.bounds import objective_bound_s
 from planner.options import Option
+from planner.root_work import RootSeat
 from planner.solvers.integer_model import Literal, Terms
+from planner.solvers.slots import ROOT
 from planner.solvers.stage_graphs import StageGraphs
 from planner.targets import KEPT
 
@@ -135,6 +137,32 @@ class StageTimes:
                         send[message.source].append((held, moved))
         return [*self._computes(s, times), *self._slowest(receive), *self._slowest(send)]
 
+    def _root_work(self, s: int, position: int) -> Terms:
+        """What feeding and collecting takes a batch from a slot whose rank there is on the root."""
+        option, rates = self.slots.slots[s].option, self.figures.root_rates
+        shares = [share for _, share in option.members]
+        seat = RootSeat.at(position, shares, divides=option.is_tensor)
+        graph, reads, x = self.problem.graph, self.graphs.reads, self.graphs.x
+        terms: Terms = []
+
+        def charge(times: float, seconds: float, when: Literal) -> None:
+            terms.append((self.ticks(self.problem.num_microbatches * times * seconds), when))
+
+        for name, seconds in rates.inputs.items():
+            if (name, s) in reads:
+                charge(seat.sent(in_parts=graph.tensor[name].in_parts), seconds, reads[name, s])
+            outside = [reads[name, t] for t in self.graphs.places if t != s and (name, t) in reads]
+            if outside and seconds:
+                charge(1.0, seconds, self.model.either(outside))
+        for name, seconds in rates.outputs.items():
+            producer = graph.tensor[name].producer
+            assert producer is not None
+            inside = seat.received(in_parts=graph.tensor[name].in_parts)
+            for t in self.graphs.places:
+                if (at := (graph.layer_index[producer], t)) in x:
+                    charge(inside if t == s else 1.0, seconds, x[at])
+        return terms
+
     def _limit_period(self, top: int) -> None:
         """``top`` is at least the time between batches."""
         wires: dict[str, Terms] = {}
@@ -152,7 +180,12 @@ class StageTimes:
         for terms in wires.values():
             self.model.at_least(top, terms)
         for s in self.graphs.places:
-            self.model.at_least(top, self._busy(s, self.slots.runs(s)))
+            busy, names = self._busy(s, self.slots.runs(s)), self.slots.names(s)
+            if ROOT in names and self.figures.root_rates.each.total_s:
+                busy = [*busy, *self._root_work(s, names.index(ROOT))]
+                self.model.at_least(top, busy, when=[self.graphs.used[s]])
+            else:
+                self.model.at_least(top, busy)
 
     def _limit_latency(self, top: int) -> None:
         """``top`` is at least the time of one batch."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 import time
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from planner.cost import CostModel
 from planner.options import find_options
 from planner.problem import PlanningProblem
-from planner.request import Objective, Pin, PlanRequest, Split
+from planner.request import Forbid, Objective, Pin, PlanRequest, Split
 from planner.solvers.base import (
     Assignment,
     SolveLimits,
@@ -17,6 +18,7 @@ from planner.solvers.base import (
 )
 from planner.solvers.chain import ChainSolver
 from planner.solvers.chain_segments import Segments
+from planner.solvers.exhaustive import ExhaustiveSolver
 from profiler.cluster import Link
 from profiler.profile import Profile
 from tests.support.builders import chain_graph, make_cluster, make_graph, make_profile
@@ -206,3 +208,37 @@ def test_every_run_has_the_seconds_and_the_room_of_the_cost_model() -> None:
                 assert (seconds[start, end] < float("inf")) == fits
                 if fits:
                     assert seconds[start, end] == mine.compute_s
+
+
+def test_plans_with_a_busy_root_in_the_middle_equal_brute_force() -> None:
+    # The root a sends the input and receives the answer; every link costs another time.
+    rng = random.Random(4)
+    inside = 0
+    for _ in range(25):
+        seconds = {d: [rng.uniform(0.5, 1.5) for _ in range(5)] for d in "abcd"}
+        links = tuple(
+            Link(
+                source=f"h/{s}",
+                target=f"h/{t}",
+                latency_s=rng.uniform(0.0, 0.4),
+                bytes_per_s=1e4,
+                send_occupancy=rng.uniform(0.2, 1.0),
+                receive_occupancy=rng.uniform(0.2, 1.0),
+            )
+            for s in "abcd"
+            for t in "abcd"
+            if s != t
+        )
+        request = PlanRequest(
+            batch_size=4,
+            splits=LAYERS,
+            forbids=(Forbid(layers="=l0", device="h/a"), Forbid(layers="=l4", device="h/a")),
+        )
+        problem = PlanningProblem.build(world(seconds, links=links), request, microbatch=1)
+        cost = CostModel(problem)
+        found = ChainSolver().solve(problem, cost=cost, limits=SolveLimits())
+        best = ExhaustiveSolver().solve(problem, cost=cost, limits=SolveLimits())
+        assert found.status is SolveStatus.OPTIMAL
+        assert found.objective_s == found.bound_s == pytest.approx(best.objective_s, rel=1e-9)
+        inside += "h/a" in shape(found)
+    assert inside > 5

@@ -133,7 +133,7 @@ class TestCheck:
         code, out, _ = call("check", "plan.yaml")
         assert code == 0
         assert "compute_s 4 -> 6 (+50.0%)" in out
-        assert out.endswith("0 errors, 7 warnings\n")
+        assert out.endswith("0 errors, 8 warnings\n")
 
     def test_a_broken_rule_exits_with_5(self, here: Path) -> None:
         edit(two_stages(), {"spec.transfers.1": DELETE}).dump("plan.yaml")

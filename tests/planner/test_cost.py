@@ -37,6 +37,11 @@ def price(
     return CostModel(problem).evaluate(Assignment.single(stages, items=batch, routing=routing))
 
 
+def price_side(profile: Profile, side: Assignment, *, microbatch: int) -> PlanCost:
+    problem = PlanningProblem.build(profile, PlanRequest(batch_size=8), microbatch=microbatch)
+    return CostModel(problem).evaluate(side)
+
+
 def chain3(
     devices: str = "ab",
     *,
@@ -77,13 +82,34 @@ def test_period_is_the_busiest_stage_or_wire() -> None:
     assert cost.latency_s == pytest.approx(8.6 + 3 * 4)
 
 
-def test_occupancy_takes_time_from_both_ends_but_not_for_the_roots_own_feeding() -> None:
+def test_occupancy_takes_time_from_both_ends() -> None:
     cost = price(chain3(occupancy=0.5), stage("01", "a", (2,)), stage("2", "b", (2,)))
-    # Sending t1 holds a for 0.15 s; b receives t1 and sends t2: 0.15 s each. The root's receiving
-    # of the answer is not charged to its stage.
+    # Sending t1 holds a for 0.15 s; b receives t1 and sends t2: 0.15 s each. a is also the root:
+    # receiving t2 holds it for another 0.15 s, unless one batch is all there is to do.
     assert cost.stages[0].busy_s == pytest.approx(4.15)
     assert cost.stages[1].busy_s == pytest.approx(4.3)
+    assert [s.batch_s for s in cost.stages] == pytest.approx([4 * 4.3] * 2)
     assert cost.period_s == pytest.approx(17.2)
+    assert cost.latency_s == pytest.approx(4 + 0.3 + 4 + 0.3 + 3 * 4.3)
+
+
+def test_feeding_and_collecting_for_other_pipelines_is_charged_to_the_stage_on_the_root() -> None:
+    profile = chain3(slow=1.0, occupancy=0.5)
+    side = Assignment(
+        pipelines=tuple(
+            PipelineAssignment(
+                stages=(stage("012", device, (2,)),), items=items, routing=Routing.RELAY
+            )
+            for device, items in (("a", 2), ("b", 6))
+        )
+    )
+    cost = price_side(profile, side, microbatch=2)
+    # b gets 3 microbatches of 64 bytes and returns 200: 0.5 x 3 x (0.164 + 0.3) s a batch of the
+    # root, all of it beside its only microbatch.
+    assert cost.stages[0].batch_s == pytest.approx(6.0 + 0.696)
+    assert cost.stages[1].batch_s == pytest.approx(3 * (6.0 + 0.232))
+    assert cost.ranks[0].send_s == pytest.approx(0.5 * 3 * 0.164)
+    assert cost.ranks[0].receive_s == pytest.approx(0.5 * 3 * 0.3)
 
 
 def test_a_batch_split_runs_at_its_slowest_rank_and_moves_pieces() -> None:
@@ -136,8 +162,9 @@ def test_a_whole_batch_stage_runs_once_and_its_neighbours_send_every_microbatch(
         stage("1", "b", (8,), whole_batch=True),
         stage("2", "c", (2,)),
     )
-    # a: (2 + 0.2) x 4; b: 8 + 4 x 0.2 in + 4 x 0.2 out, once; c: (2 + 0.2 + 0.2) x 4.
-    assert [s.runs * s.busy_s for s in cost.stages] == pytest.approx([8.8, 9.6, 9.6])
+    # a: (2 + 0.2) x 4, and the root's 0.2 x 4 for c's answers; b: 8 + 4 x 0.2 in + 4 x 0.2 out,
+    # once; c: (2 + 0.2 + 0.2) x 4.
+    assert [s.batch_s for s in cost.stages] == pytest.approx([9.6, 9.6, 9.6])
     assert [s.runs for s in cost.stages] == [4, 1, 4]
     # The last microbatch leaves a at 2 + 3 x 2.2 = 8.6 and is with b at 8.8; b ends at 16.8;
     # c: first at 17.0 + 2, then 3 x 2.4 = 26.2; out at 26.4.

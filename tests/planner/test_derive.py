@@ -32,20 +32,21 @@ def derived(profile: Profile, *parts: Part, batch: int = 8, micro: int = 2) -> D
 
 
 def test_a_chain_of_two_takes_durations_plus_the_longest_again() -> None:
-    # Stage 0: 4 s, sends 0.3 s half occupied; stage 1 on b: 8 s, receives 0.15, sends 0.15.
+    # Stage 0: 4 s, sends 0.3 s half occupied, and as the root receives the answer likewise;
+    # stage 1 on b: 8 s, receives 0.15, sends 0.15.
     found = derived(
         profile_of(chain_graph(4)),
         Part(layers=[0, 1], devices=["h/a"]),
         Part(layers=[2, 3], devices=["h/b"]),
     )
-    assert found.busy_s["pipeline0.stage0"] == pytest.approx(4 * 4.15)
+    assert found.busy_s["pipeline0.stage0"] == pytest.approx(4 * 4.3)
     assert found.busy_s["pipeline0.stage1"] == pytest.approx(4 * 8.3)
     assert found.busy_s["wire h/a -> h/b"] == pytest.approx(4 * 0.3)
     assert found.period_s == pytest.approx(33.2)
     assert found.items_per_s == pytest.approx(8 / 33.2)
     # 4 + 0.3 + 8 + 0.3 and three more of the longest, 8.3; the input stays on a.
     assert found.latency_s == pytest.approx(12.6 + 3 * 8.3)
-    assert [x.busy_fraction for x in found.ranks] == pytest.approx([0.5, 1.0])
+    assert [x.busy_fraction for x in found.ranks] == pytest.approx([4.3 / 8.3, 1.0])
 
 
 def test_a_slow_link_is_the_server_that_the_rest_waits_for() -> None:
@@ -85,8 +86,9 @@ def test_a_batch_split_is_as_slow_as_its_slowest_rank() -> None:
     )
     # Computes max(2, 3), receives one item each: 0.2 s half occupied; sends likewise.
     assert found.busy_s["pipeline0.stage1"] == pytest.approx(4 * 3.2)
-    # a sends both pieces: 2 + 0.2; the answers arrive one after the other: 0.2 + 0.2.
-    assert found.busy_s["pipeline0.stage0"] == pytest.approx(4 * 2.2)
+    # a sends both pieces: 2 + 0.2; the answers count as one message of two items: 0.3, half
+    # occupied.
+    assert found.busy_s["pipeline0.stage0"] == pytest.approx(4 * 2.35)
     first = 2 + 0.2 + 3
     assert found.latency_s == pytest.approx(first + 3 * 3.2 + 0.4)
 
@@ -141,7 +143,7 @@ def test_a_whole_batch_stage_waits_for_the_last_microbatch() -> None:
     )
     # Four messages of 2 items in, four out, 0.3 s each, half occupied: 16 + 0.6 + 0.6.
     assert found.busy_s["pipeline0.stage1"] == pytest.approx(17.2)
-    assert found.busy_s["pipeline0.stage0"] == pytest.approx(4 * 2.15)
+    assert found.busy_s["pipeline0.stage0"] == pytest.approx(4 * 2.3)
     assert found.busy_s["pipeline0.stage2"] == pytest.approx(4 * 6.3)
     # Last microbatch leaves a at 2 + 3 x 2.15, arrives 0.3 later; b takes 16 s; then the first
     # piece 0.3 s, c 6 s and three more at 6.3 s, the last answer 0.3 s.
@@ -173,9 +175,10 @@ def test_pipelines_share_wires_and_run_side_by_side() -> None:
         request=request,
     )
     found = rederive(plan, profile)
-    # a: 3 microbatches of 4 s; b: one of 8 s, which receives 64 B and sends 2 KiB.
+    # a: 3 microbatches of 4 s, and b's input and answer; b: one of 8 s, which receives 64 B and
+    # sends 2 KiB.
     into_b = 0.1 + 64 / 10240
-    assert found.busy_s["pipeline0.stage0"] == pytest.approx(12.0)
+    assert found.busy_s["pipeline0.stage0"] == pytest.approx(12.0 + 0.5 * (into_b + 0.3))
     assert found.busy_s["pipeline1.stage0"] == pytest.approx(8 + into_b / 2 + 0.15)
     assert found.latency_s == pytest.approx(12.0)
 
