@@ -4,7 +4,8 @@ A frame costs its hosts processor time however little it carries: on a slow link
 frames through one by one, some twenty microseconds at the receiver, most of it in the
 interrupt that the thread which computes pays for. With frames of 1,500 bytes that would be a fifth
 of the time that a third of a core has while 5 MB/s come in; network cards spare real hosts most of
-it by merging frames. So frames are as large as they can be without a message noticing.
+it by merging frames. So frames here are what cards make of them, as large as they can be without a
+message noticing.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ ETHERNET_BYTES = 14
 HEADER_BYTES = 66
 """and what TCP cannot use: that, and its own headers with time stamps."""
 MIN_FRAME_BYTES = 1514
-MAX_FRAME_BYTES = 9014
-"""Ethernet's frames, and its jumbo frames."""
+MAX_FRAME_BYTES = 65014
+"""Ethernet's frames, and nearly the most that an IP packet holds."""
 MAX_MTU = MAX_FRAME_BYTES - ETHERNET_BYTES
 """What interfaces allow; routes say how much of it is used."""
 
 
 def frame_bytes(bytes_per_s: float) -> int:
-    """The frame for a rate: what takes :data:`FRAME_S`, within what networks use.
+    """The frame for a rate: what takes :data:`FRAME_S`, within what IP allows.
 
     >>> frame_bytes(1e5), frame_bytes(5e6), frame_bytes(125e6)
-    (1514, 5000, 9014)
+    (1514, 5000, 65014)
     """
     return min(MAX_FRAME_BYTES, max(MIN_FRAME_BYTES, int(bytes_per_s * FRAME_S)))
 

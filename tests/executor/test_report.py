@@ -133,11 +133,11 @@ class TestReport:
 
     def test_stages_are_as_busy_as_their_slowest_rank(self) -> None:
         # Estimated: l0, l1 on a, 2 items: 4 s; messages cost 0.5 of 0.1064 s a receive (from the
-        # root: none) and of 0.1 + 1024 / 1e4 = 0.2024 s a send, twice: 0.2024 s. As many and as
-        # large come back to a, which is the root.
-        report = made([4.4048, 6.5, 9.0], sources=SOURCES)
+        # root: none) and of 0.1 + 1024 / 1e4 = 0.2024 s a send, twice: 0.2024 s. a is the root:
+        # what comes back counts as one message of 2 items, 0.5 of 0.3048 s.
+        report = made([4.3548, 6.5, 9.0], sources=SOURCES)
         first, second = report.stages
-        assert first.busy_s.predicted == pytest.approx(4.4048)
+        assert first.busy_s.predicted == pytest.approx(4.3548)
         assert first.busy_s.ratio == pytest.approx(1.0)
         assert (first.slowest_rank, first.busy_s.off) == (0, False)
         # Rank 1 on b takes 4 s an item, rank 2 on c 6 s; both receive once and send once.
@@ -146,7 +146,7 @@ class TestReport:
         assert second.busy_s.off
 
     def test_what_messages_are_charged_is_not_computing(self) -> None:
-        report = made([4.4048, 6.5, 9.0], sources=SOURCES)
+        report = made([4.3548, 6.5, 9.0], sources=SOURCES)
         assert report.ranks[0].compute_s.measured == pytest.approx(4.0)
         assert report.ranks[0].compute_s.ratio == pytest.approx(1.0)
         assert report.ranks[0].dispatch_s == Compared(predicted=0.0, measured=0.25)
@@ -157,7 +157,7 @@ class TestReport:
         assert report.stages[0].busy_s.predicted is not None
 
     def test_it_reads_back_and_refits(self, tmp_path: Path) -> None:
-        report = made([4.4048, 6.5, 9.0], sources=SOURCES)
+        report = made([4.3548, 6.5, 9.0], sources=SOURCES)
         report.dump(tmp_path / "run.json")
         again = RunReport.load(tmp_path / "run.json")
         assert again.evidence is not None
@@ -180,7 +180,7 @@ class TestReport:
         assert Compared.of(0.0, 3.0).ratio is None
 
     def test_the_worst_is_named_in_words(self) -> None:
-        lines = list(report_lines(made([4.4048, 6.5, 30.0], sources=SOURCES)))
+        lines = list(report_lines(made([4.3548, 6.5, 30.0], sources=SOURCES)))
         assert max(len(line) for line in lines) <= 100
         # 100 MB of resident memory beside kilobytes of a toy, on all three ranks.
         worst = [line for line in lines if "the worst" in line]
@@ -189,7 +189,7 @@ class TestReport:
         assert any(line.endswith("<- off") for line in lines)
 
     def test_what_was_not_awaited_is_said(self) -> None:
-        report = made([4.4048, 6.5, 9.0], sources=SOURCES)
+        report = made([4.3548, 6.5, 9.0], sources=SOURCES)
         links = tuple(
             LinkReport(
                 source=0,
@@ -213,7 +213,7 @@ class TestReport:
         assert "1 kind of message is faster than the clocks" in text
 
     def test_explain_shows_the_same_figures(self) -> None:
-        plan, report = two_stages(), made([4.4048, 6.5, 9.0], sources=SOURCES)
+        plan, report = two_stages(), made([4.3548, 6.5, 9.0], sources=SOURCES)
         data = json.loads(report.to_text(as_json=True))
         found = {x.what: x for x in read_actuals(plan, data)}
         assert found["pipeline0.stage1 busy (rank 2)"].is_off
