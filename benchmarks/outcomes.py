@@ -132,6 +132,13 @@ def figures(cells: Sequence[Cell], *, unequal: Sequence[str]) -> list[Record]:
             "order_right_fraction", right / max(1, right + wrong), "fraction", pairs=right + wrong
         ),
     ]  # fmt: skip
+    alone = [abs(r.measured_s / r.predicted_s - 1) for r in results if r.name == "one device"]
+    made.append(
+        record(
+            "one_device_error_worst", max(alone), "fraction",
+            median=round(statistics.median(alone), 4), plans=len(alone),
+        )
+    )  # fmt: skip
     best = [cell.of("apportion", Objective.THROUGHPUT) for cell in cells]
     for what, name in (("stage", "compute"), ("wire", "link")):
         values = [one.alone_s / one.measured_s for one in best if one.bound_by == what]
@@ -202,6 +209,26 @@ def picture(cells: Sequence[Cell]) -> str:
             bars[TORCH] = best_s / cell.torch_s[Objective.THROUGHPUT]
         groups.append((f"{cell.cluster.replace('_', ' ')}: {cell.model}", bars))
     return bars_svg("Measured throughput, apportion's plan = 1", groups)
+
+
+def table(cells: Sequence[Cell], objective: Objective) -> str:
+    """Rates of all contenders in Markdown, the best of each cell bold; how far off the estimate of
+    apportion's plan is; and its rate over the even split's."""
+    names = list(dict.fromkeys(r.name for cell in cells for r in cell.results))
+    rows = [["cluster", "model", *names, TORCH, "estimate off", "over even"]]
+    for cell in cells:
+        taken = {r.name: r.measured_s for r in cell.results if r.objective is objective}
+        taken |= {TORCH: cell.torch_s[objective]} if objective in cell.torch_s else {}
+        best = min(taken, key=lambda name: taken[name])
+        rates = {name: f"{cell.items / seconds:.1f}" for name, seconds in taken.items()}
+        rates[best] = f"**{rates[best]}**"
+        ours = cell.of("apportion", objective)
+        off = f"{100 * (ours.measured_s / ours.predicted_s - 1):+.1f} %"
+        over = f"{taken['even'] / ours.measured_s:.2f} x" if "even" in taken else "-"
+        shown = [rates.get(name, "-") for name in (*names, TORCH)]
+        rows.append([cell.cluster.replace("_", " "), cell.model, *shown, off, over])
+    rows.insert(1, ["---", "---", *["---:"] * (len(rows[0]) - 2)])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def _line(name: str, *columns: str) -> str:

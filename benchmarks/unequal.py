@@ -1,7 +1,7 @@
 """Plans on unequal machines: apportion's, the usual rules', other tools'; predicted and measured.
 
-    python benchmarks/unequal.py [--quick] [--json FILE] [--svg FILE] [--clusters N] [--models N]
-                                 [--cells FOLDER]
+    python benchmarks/unequal.py [--quick] [--json FILE] [--svg FILE] [--table FILE]
+                                 [--clusters N] [--models N] [--cells FOLDER]
 
 Emulated clusters (``examples/clusters/``: one fast and two slow processors; a slow line in the
 middle; a weak device on a fast link; four all different) x models (``benchmarks/models.py``) x
@@ -17,6 +17,8 @@ With ``--cells`` every cell is kept there when it is measured, with the cluster'
 those kept before are not measured again, and the figures are over all of them: an hour's comparison
 can be continued.
 
+``one_device_error_worst``: the estimate's error for the fastest device alone, whose messages hardly
+count: what the machine itself changed since the profile.
 ``compute_bound_efficiency_min``: of apportion's plans for throughput where a stage is the
 bottleneck, rate over the physical limit of that stage: what its devices compute alone;
 ``compute_bound_with_messages_min`` over what they can do if their messages, for which a rationed
@@ -48,7 +50,7 @@ from benchmarks.cells import (
     without_memory_limits,
 )
 from benchmarks.models import MODELS
-from benchmarks.outcomes import Cell, Result, figures, keep, load, picture
+from benchmarks.outcomes import Cell, Result, figures, keep, load, picture, table
 from benchmarks.records import parser, publish
 from benchmarks.torch_pipeline import torch_pipeline
 from executor.emulate import emulated
@@ -165,6 +167,7 @@ def main() -> None:
     """Measure and publish."""
     flags = parser(__doc__)
     flags.add_argument("--svg", type=Path, help="also draw the rates here")
+    flags.add_argument("--table", type=Path, help="also write the rates here, in Markdown")
     flags.add_argument("--clusters", default=",".join(CLUSTERS), help="comma-separated names")
     flags.add_argument("--models", default=",".join(MODELS), help="comma-separated names")
     flags.add_argument("--cells", type=Path, help="keep cells here, and go on from those that are")
@@ -180,6 +183,9 @@ def main() -> None:
     publish(figures(cells, unequal=UNEQUAL_PROCESSORS), args.json)
     if args.svg:
         args.svg.write_text(picture(cells))
+    if args.table:
+        both = (table(cells, objective) for objective in (Objective.THROUGHPUT, Objective.LATENCY))
+        args.table.write_text("\n".join(both))
 
 
 if __name__ == "__main__":
