@@ -35,6 +35,8 @@ PORT = 29600
 SEQUENTIAL = "device map order"
 """Layers in order on devices filled evenly by bytes, one device busy at a time."""
 
+APPORTION = "apportion"
+
 LEAST_REPEATS = 2
 """Turns that every plan takes part in."""
 
@@ -67,10 +69,12 @@ class Ground:
 
 @dataclass
 class Outcome:
-    """What a contender reached: seconds by repeat."""
+    """What a contender reached: seconds by repeat, of a batch; and of apportion's plan for
+    throughput, right after each, those that its slowest rank takes without messages."""
 
     contender: Contender
     seconds: list[float] = field(default_factory=list)
+    alone_s: list[float] = field(default_factory=list)
 
     @property
     def measured_s(self) -> float:
@@ -149,7 +153,7 @@ def contenders(profile: Profile, *, batch_size: int) -> list[Contender]:
     found: list[Contender] = []
     for objective in (Objective.THROUGHPUT, Objective.LATENCY):
         request = PlanRequest(objective=objective, batch_size=batch_size)
-        found.append(Contender(name="apportion", objective=objective, plan=plan(profile, request)))
+        found.append(Contender(name=APPORTION, objective=objective, plan=plan(profile, request)))
         for name, wish in by_hand(profile, request).items():
             try:
                 made = plan(profile, wish)
@@ -239,6 +243,10 @@ def compete(
                 if key not in done:
                     done[key] = _measured(sessions[key[0]], inputs, key[1], run_s / one.predicted_s)
                 outcome.seconds.append(done[key])
+                if one.name == APPORTION and not single:
+                    count = _batches(run_s / one.predicted_s)
+                    alone = sessions[key[0]].run_alone(inputs, repeats=count)
+                    outcome.alone_s.append(max(alone.values()))
     return outcomes
 
 
@@ -256,10 +264,14 @@ def _measured(
         count = max(1, min(15, round(batches)))
         walls = [session.run(inputs).report.wall_s for _ in range(count)]
         return statistics.median(walls)
-    count = max(5, min(200, round(batches)))
-    period = session.run(inputs, repeats=count).report.period_s.measured
+    period = session.run(inputs, repeats=_batches(batches)).report.period_s.measured
     assert period is not None
     return period
+
+
+def _batches(wanted: float) -> int:
+    """How many batches follow each other in a measurement."""
+    return max(5, min(200, round(wanted)))
 
 
 def settle(seconds: float = 1.0) -> None:

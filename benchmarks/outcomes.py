@@ -26,8 +26,10 @@ class Result(documents.Record):
     """One contender for one objective: what its plan says and what it took, by repeat.
 
     ``spec`` is a digest of the plan's decision. ``bound_by`` is ``stage`` or ``wire``, whatever is
-    the bottleneck of the plan, ``alone_s`` what that needs for a batch if nothing else is done, and
-    ``busy_s`` the same with the processor's part of its messages.
+    the bottleneck of the plan; ``limit_s`` what a batch takes by the profile if nothing else is
+    done (computing of the slowest rank, or the wire's messages), ``busy_s`` the same with the
+    processor's part of messages; ``limit_seconds`` is computing alone as it was measured right
+    after each of ``seconds`` (of apportion's plan for throughput).
     """
 
     name: str
@@ -36,13 +38,34 @@ class Result(documents.Record):
     predicted_s: float
     seconds: tuple[float, ...]
     bound_by: str
-    alone_s: float
+    limit_s: float
     busy_s: float
+    limit_seconds: tuple[float, ...] = ()
 
     @property
     def measured_s(self) -> float:
         """The median."""
         return statistics.median(self.seconds)
+
+    @property
+    def off(self) -> float:
+        """Time measured over time predicted, less one."""
+        return self.measured_s / self.predicted_s - 1
+
+    @property
+    def computing_off(self) -> float | None:
+        """How far computing, alone, is from its profile; None where it was not measured."""
+        return statistics.median(self.limit_seconds) / self.limit_s - 1 if self.computes else None
+
+    @property
+    def computes(self) -> bool:
+        """Whether a stage is the bottleneck, and its computing alone was measured."""
+        return self.bound_by == "stage" and bool(self.limit_seconds)
+
+    def efficiency(self, *, besides_s: float = 0.0) -> float:
+        """The measured limit, and ``besides_s``, over what a batch took: the median of turns."""
+        pairs = zip(self.limit_seconds, self.seconds, strict=True)
+        return statistics.median((limit + besides_s) / took for limit, took in pairs)
 
 
 class Cell(documents.Record):
@@ -57,6 +80,15 @@ class Cell(documents.Record):
     bounds_s: dict[str, float]
     torch_s: dict[str, float]
     torch_why_not: str = ""
+    again: bool = False
+
+    @property
+    def machine_off(self) -> float:
+        """How much slower than in the profile the machine computes in the turns, at worst: one
+        device alone, and the ranks of apportion's plan without messages."""
+        alone = [r.off for r in self.results if r.name == "one device"]
+        computing = [r.computing_off for r in self.results if r.computing_off is not None]
+        return max((*alone, *computing), key=abs)
 
     def of(self, name: str, objective: Objective) -> Result:
         """What a contender reached."""
@@ -106,7 +138,7 @@ def keep(cell: Cell, folder: Path) -> None:
 def figures(cells: Sequence[Cell], *, unequal: Sequence[str]) -> list[Record]:
     """The measures over all cells; in clusters ``unequal`` processors differ."""
     results = [result for cell in cells for result in cell.results]
-    errors = [abs(r.measured_s / r.predicted_s - 1) for r in results]
+    errors = [abs(r.off) for r in results]
     right = wrong = 0
     for cell in cells:
         for one, other in cell.pairs():
@@ -120,7 +152,7 @@ def figures(cells: Sequence[Cell], *, unequal: Sequence[str]) -> list[Record]:
         "repeats": min(len(result.seconds) for result in results),
         "torch": cells[0].torch_version,
     }
-    worst = max(results, key=lambda r: abs(r.measured_s / r.predicted_s - 1))
+    worst = max(results, key=lambda r: abs(r.off))
     where = next(f"{c.cluster} x {c.model}" for c in cells if worst in c.results)
     made = [
         record("estimate_error_median", statistics.median(errors), "fraction", **about),
@@ -132,42 +164,49 @@ def figures(cells: Sequence[Cell], *, unequal: Sequence[str]) -> list[Record]:
             "order_right_fraction", right / max(1, right + wrong), "fraction", pairs=right + wrong
         ),
     ]  # fmt: skip
-    alone = [abs(r.measured_s / r.predicted_s - 1) for r in results if r.name == "one device"]
-    made.append(
-        record(
-            "one_device_error_worst", max(alone), "fraction",
-            median=round(statistics.median(alone), 4), plans=len(alone),
-        )
-    )  # fmt: skip
+    alone = [abs(r.off) for r in results if r.name == "one device"]
+    made.append(_worst("one_device_error_worst", alone))
     best = [cell.of("apportion", Objective.THROUGHPUT) for cell in cells]
-    for what, name in (("stage", "compute"), ("wire", "link")):
-        values = [one.alone_s / one.measured_s for one in best if one.bound_by == what]
-        if values:
-            median = round(statistics.median(values), 3)
-            made.append(
-                record(
-                    f"{name}_bound_efficiency_min", min(values), "fraction",
-                    median=median, cells=len(values),
-                )
-            )  # fmt: skip
-    busy = [one.busy_s / one.measured_s for one in best if one.bound_by == "stage"]
-    if busy:
-        made.append(
-            record(
-                "compute_bound_with_messages_min", min(busy), "fraction",
-                median=round(statistics.median(busy), 3), cells=len(busy),
-            )
-        )  # fmt: skip
+    made += _limits(best)
+    moved = [abs(cell.machine_off) for cell in cells]
+    made.append(_worst("machine_off_worst", moved, again=sum(cell.again for cell in cells)))
     made += _gains(cells, unequal)
     noise = [abs(statistics.median(r.seconds[1::2]) / statistics.median(r.seconds[::2]) - 1)
              for r in results]  # fmt: skip
-    made.append(
-        record(
-            "same_plan_twice_worst", max(noise), "fraction",
-            median=round(statistics.median(noise), 4),
-        )
-    )  # fmt: skip
+    made.append(_worst("same_plan_twice_worst", noise))
     return made
+
+
+def _limits(best: Sequence[Result]) -> list[Record]:
+    """Of apportion's plans for throughput: how near they are to what their devices could do."""
+    made = []
+    computing = [one for one in best if one.computes]
+    if computing:
+        off = [abs(one.computing_off or 0.0) for one in computing]
+        made = [
+            _least("compute_bound_efficiency_min", [one.efficiency() for one in computing]),
+            _least(
+                "compute_bound_with_messages_min",
+                [one.efficiency(besides_s=one.busy_s - one.limit_s) for one in computing],
+            ),
+            _least(
+                "compute_bound_of_profile_min",
+                [one.limit_s / one.measured_s for one in computing],
+            ),
+            _worst("computing_off_profile_worst", off),
+        ]
+    wires = [one.limit_s / one.measured_s for one in best if one.bound_by == "wire"]
+    return [*made, *([_least("link_bound_efficiency_min", wires)] if wires else [])]
+
+
+def _least(name: str, values: Sequence[float]) -> Record:
+    median = round(statistics.median(values), 3)
+    return record(name, min(values), "fraction", median=median, cells=len(values))
+
+
+def _worst(name: str, values: Sequence[float], **about: int) -> Record:
+    median = round(statistics.median(values), 4)
+    return record(name, max(values), "fraction", median=median, of=len(values), **about)
 
 
 def _gains(cells: Sequence[Cell], unequal: Sequence[str]) -> list[Record]:
@@ -223,7 +262,7 @@ def table(cells: Sequence[Cell], objective: Objective) -> str:
         rates = {name: f"{cell.items / seconds:.1f}" for name, seconds in taken.items()}
         rates[best] = f"**{rates[best]}**"
         ours = cell.of("apportion", objective)
-        off = f"{100 * (ours.measured_s / ours.predicted_s - 1):+.1f} %"
+        off = f"{100 * ours.off:+.1f} %"
         over = f"{taken['even'] / ours.measured_s:.2f} x" if "even" in taken else "-"
         shown = [rates.get(name, "-") for name in (*names, TORCH)]
         rows.append([cell.cluster.replace("_", " "), cell.model, *shown, off, over])

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
+from executor.alone import NoMessages, batch_s
 from executor.clocks import compare_clocks
 from executor.delivery import rank_file
 from executor.distribute import RemoteWeights, send_weights
@@ -97,7 +98,8 @@ def serve(options: RankOptions, control: Control) -> None:
             }
         )
         while (command := control.next()) is not None and command["command"] != "stop":
-            control.report(_run(loop, command, options))
+            carry_out = _run_alone if command["command"] == "run alone" else _run
+            control.report(carry_out(loop, command, options))
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -138,6 +140,24 @@ def _run(loop: RankLoop, command: Message, options: RankOptions) -> Message:
         "clocks": [[o.seconds, o.error_s] for _, o in sorted(offsets.items())],
         "symbols": command["symbols"],
     }
+
+
+def _run_alone(loop: RankLoop, command: Message, options: RankOptions) -> Message:
+    """Compute as in a run, but with zeros for whatever would have to be received."""
+    apart = RankLoop(
+        loop.schedule,
+        rank=options.rank,
+        stage=loop.stage,
+        transport=NoMessages(rank=options.rank, timeout_s=options.timeout_s),
+    )
+    measured, _ = apart.run(
+        command["items"],
+        symbols=command["symbols"],
+        inputs=load_file(command["inputs"]) if options.rank == loop.schedule.root else None,
+        repeats=command["repeats"],
+    )
+    taken_s = batch_s(measured.step_ends_s, measured.wall_s) if measured.items else None
+    return {"event": "ran alone", "batch_s": taken_s}
 
 
 def _write_outputs(

@@ -142,16 +142,12 @@ class StartedRanks:
         Raises:
             RankFailedError: a rank failed.
         """
-        inputs, outputs = self.directory / "in.safetensors", self.directory / "out.safetensors"
-        save_file({k: v.cpu().contiguous() for k, v in prepared.tensors.items()}, inputs)
+        outputs = self.directory / "out.safetensors"
         self.processes.command(
             {
                 "command": "run",
-                "items": prepared.num_items,
-                "symbols": prepared.symbols,
-                "inputs": str(inputs),
+                **self._given(prepared, repeats),
                 "outputs": str(outputs),
-                "repeats": repeats,
                 "boundaries": str(boundaries) if boundaries else None,
                 "names": None if names is None else dict(names),
                 "scattered": self.scattered,
@@ -159,6 +155,26 @@ class StartedRanks:
         )
         ran = self.processes.reports()
         return ran, {} if self.scattered else _loaded(outputs)
+
+    def run_alone(self, prepared: RunInputs, *, repeats: int) -> list[float | None]:
+        """Each rank's stage without messages: seconds a batch in rank order, None without a stage.
+
+        Raises:
+            RankFailedError: a rank failed.
+        """
+        self.processes.command({"command": "run alone", **self._given(prepared, repeats)})
+        return [one["batch_s"] for one in self.processes.reports()]
+
+    def _given(self, prepared: RunInputs, repeats: int) -> Message:
+        """What a command says of its inputs; they are left in a file."""
+        inputs = self.directory / "in.safetensors"
+        save_file({k: v.cpu().contiguous() for k, v in prepared.tensors.items()}, inputs)
+        return {
+            "items": prepared.num_items,
+            "symbols": prepared.symbols,
+            "inputs": str(inputs),
+            "repeats": repeats,
+        }
 
     def delivered(self, rank: int) -> Mapping[str, torch.Tensor]:
         """What a rank other than the gathering root has of the last answer, by users' names."""
@@ -264,6 +280,28 @@ class Session:
             return RunResult(outputs=scattered, report=report)
         answer = make_answer(self.captured, wanted, gathered, prepared)
         return RunResult(outputs=answer, report=report)
+
+    def run_alone(self, inputs: Any, *, repeats: int = 1) -> Mapping[int, float]:
+        """Seconds a batch by rank if no stage ever waited for another: what a run reaches at best.
+
+        Every rank computes its part of ``repeats`` times the items of ``inputs``, all at once, with
+        zeros for what it would receive; nothing is sent (but within a stage that is split by
+        tensor). A plan's throughput cannot be more than the slowest rank's.
+
+        Raises:
+            InvalidInputError: the inputs do not fit the model; the session is closed.
+            RankFailedError: a rank failed; the session is closed.
+        """
+        prepared = prepare_inputs(self.captured, inputs)
+        if self._ranks is None:
+            raise InvalidInputError("the session is closed")
+        list(self.schedule.steps(prepared.num_items))
+        try:
+            taken_s = self._ranks.run_alone(prepared, repeats=repeats)
+        except BaseException:
+            self.close()
+            raise
+        return {rank: one for rank, one in enumerate(taken_s) if one is not None}
 
     def delivered(self, rank: int) -> Mapping[str, torch.Tensor]:
         """The answer as ``rank`` has it after the last run, by name; nothing if it has none.
