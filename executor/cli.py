@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import sys
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from executor.emulate.cli import app as hosts_app
+from profiler.allocator import heap_environment
 from profiler.console import Format, commands, note, write_json, write_result
 from profiler.documents import require_writable
-from profiler.errors import ApportionError, InvalidInputError
+from profiler.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from executor.report import RunReport
@@ -62,14 +64,21 @@ def run(  # noqa: PLR0913  (one parameter a flag)
 
     environment = Environment.read()
     if environment is not None:
-        _run_as_rank(plan, inputs, outputs, report, model, timeout, environment)
+        from executor.as_rank import RankRun, run_as_rank
+
+        def check() -> Path:
+            _require_outputs(outputs, report)
+            return _needed(inputs)
+
+        own = RankRun(plan=plan, check=check, outputs=outputs, model=model, timeout_s=timeout)
+        _finish(run_as_rank(own, environment), report, form)
         return
     _require_outputs(outputs, report)
     from executor.delivery import rank_file
-    from executor.inputs import read_tensors
-    from executor.outputs import answer_tensors, write_index, write_tensors
+    from executor.outputs import answer_tensors
     from executor.running import RunOptions, load_plan, open_session
     from executor.session import Scattered
+    from executor.tensorfiles import read_tensors, write_index, write_tensors
 
     given = read_tensors(_needed(inputs))
     loaded, path = load_plan(plan)
@@ -84,87 +93,8 @@ def run(  # noqa: PLR0913  (one parameter a flag)
             write_index(outputs, num_items=result.outputs.num_items, parts=held)
         elif outputs is not None:
             write_tensors(outputs, answer_tensors(result.outputs))
-    _finish(result.report, loaded, report, form)
-
-
-def _run_as_rank(  # noqa: PLR0913  (what the command was given)
-    plan_path: Path,
-    inputs: Path | None,
-    outputs: Path | None,
-    report: Path | None,
-    model: str | None,
-    timeout: float,
-    environment: Any,
-) -> None:
-    """One of torchrun's processes: rank 0 prepares and gathers, the others take part."""
-    from executor.placement import placed
-    from executor.torchrun import World, require_world
-    from planner.planfile import Plan
-
-    loaded = Plan.load(plan_path)
-    environment = placed(environment, loaded)
-    if environment is None:
-        return
-    require_world(loaded, environment)
-    world = World(loaded, environment, timeout_s=timeout)
-    if environment.rank != 0:
-        world.follow(outputs)
-        return
-    # Only rank 0 captures the model: the others stay without what that loads.
-    from executor.bundle import write_bundle
-    from executor.inputs import prepare_inputs, read_tensors
-    from executor.outputs import (
-        answer_tensors,
-        make_answer,
-        named_tensors,
-        write_index,
-        write_tensors,
-    )
-    from executor.preflight import preflight
-    from executor.report import make_report
-    from executor.running import model_of
-    from executor.schedule import Schedule
-    from executor.session import kept_items, rank_threads
-    from planner.inputs import find_sources
-    from planner.request import Destination
-
-    try:
-        _require_outputs(outputs, report)
-        given = read_tensors(_needed(inputs))
-        captured = model_of(loaded, model, plan_path)
-        sources = find_sources(loaded, plan_path)
-        preflight(loaded, captured, sources=sources, here_only=False)
-        prepared = prepare_inputs(captured, given)
-        list(Schedule(loaded, captured.graph).steps(prepared.num_items))
-    except ApportionError as error:
-        world.refuse(error)
-        raise
-    threads = rank_threads(loaded, sources)
-
-    def write(directory: Path) -> None:
-        write_bundle(directory, plan=loaded, captured=captured, threads=threads, shared_disk=False)
-
-    wanted = loaded.spec.aggregation
-    names = named_tensors(captured, wanted)
-    here = wanted.destination is Destination.ROOT
-    gathered, started, ran = world.lead(
-        write, prepared, names=None if here else names, outputs=outputs
-    )
-    if outputs is not None and wanted.destination is Destination.SCATTERED:
-        parts = kept_items(loaded, ran, names)
-        write_index(outputs, num_items=prepared.num_items, parts=parts)
-    elif outputs is not None:
-        answer = make_answer(captured, wanted, gathered, prepared)
-        write_tensors(outputs, answer_tensors(answer))
-    made = make_report(
-        Schedule(loaded, captured.graph),
-        started=started,
-        ran=ran,
-        num_items=prepared.num_items,
-        start_s=max(s["start_s"] for s in started),
-        sources=sources,
-    )
-    _finish(made, loaded, report, Format.TEXT)
+    _finish(result.report, report, form)
+    _note_edited(loaded)
 
 
 @app.command()
@@ -188,50 +118,19 @@ def rehearse(
         require_writable(report)
     environment = Environment.read()
     if environment is not None:
-        _rehearse_as_rank(plan, batches, report, timeout, environment)
+        from executor.as_rank import rehearse_as_rank
+
+        made = rehearse_as_rank(plan, batches=batches, timeout_s=timeout, environment=environment)
+        _finish(made, report, form)
         return
     from executor.rehearsal import rehearse as rehearse_plan
     from executor.running import RunOptions, load_plan
 
     loaded, _ = load_plan(plan)
-    made = rehearse_plan(plan, batches=batches, options=RunOptions(timeout_s=timeout))
-    _finish(made, loaded, report, form)
-
-
-def _rehearse_as_rank(
-    plan_path: Path, batches: int, report: Path | None, timeout: float, environment: Any
-) -> None:
-    """One of torchrun's processes in a rehearsal."""
-    from executor.torchrun import World, require_world
-    from planner.planfile import Plan
-
-    loaded = Plan.load(plan_path)
-    require_world(loaded, environment)
-    world = World(loaded, environment, timeout_s=timeout)
-    if environment.rank != 0:
-        world.follow()
-        return
-    from executor.rehearsal import rehearsal_report, require_rehearsable, write_rehearsal, zeros
-    from executor.running import RunOptions
-    from executor.schedule import Schedule
-
-    try:
-        sources = require_rehearsable(loaded, plan_path, RunOptions(timeout_s=timeout), batches)
-    except ApportionError as error:
-        world.refuse(error)
-        raise
-    inputs = zeros(loaded, sources.profile.model)
-    _, started, ran = world.lead(
-        lambda directory: write_rehearsal(directory, loaded, sources), inputs, repeats=batches
+    _finish(
+        rehearse_plan(plan, batches=batches, options=RunOptions(timeout_s=timeout)), report, form
     )
-    made = rehearsal_report(
-        Schedule(loaded, sources.profile.model),
-        started,
-        ran,
-        start_s=max(s["start_s"] for s in started),
-        sources=sources,
-    )
-    _finish(made, loaded, report, Format.TEXT)
+    _note_edited(loaded)
 
 
 @app.command()
@@ -249,8 +148,8 @@ def verify(
     is made up.
     """
     _require_outputs(None, report)
-    from executor.inputs import read_tensors
     from executor.running import RunOptions
+    from executor.tensorfiles import read_tensors
     from executor.verification import lines
     from executor.verification import verify as verify_plan
 
@@ -298,7 +197,7 @@ def _needed(inputs: Path | None) -> Path:
 
 def _require_outputs(outputs: Path | None, report: Path | None) -> None:
     """Find out before the work whether its results can be written."""
-    from executor.outputs import require_tensor_file
+    from executor.tensorfiles import require_tensor_file
 
     if outputs is not None:
         require_tensor_file(outputs)
@@ -306,16 +205,22 @@ def _require_outputs(outputs: Path | None, report: Path | None) -> None:
         require_writable(report)
 
 
-def _finish(made: RunReport, plan: Plan, report: Path | None, form: Format) -> None:
+def _finish(made: RunReport | None, report: Path | None, form: Format) -> None:
+    """Show and keep the report; another rank than 0 has none."""
     from executor.report_text import report_lines
 
+    if made is None:
+        return
     if report is not None:
         made.dump(report)
     if form is Format.JSON:
         write_json(made.model_dump(mode="json", exclude_none=True))
     else:
         write_result("\n".join(report_lines(made)))
-    if os.environ.get("RANK") is None and plan.plan_id != plan.expected_id():
+
+
+def _note_edited(plan: Plan) -> None:
+    if plan.plan_id != plan.expected_id():
         note("the plan was edited by hand after it was made: apportion check says what changed")
 
 
@@ -335,5 +240,18 @@ app.add_typer(hosts_app, name="hosts")
 
 
 def main() -> None:
-    """The console script."""
+    """The console script, and ``python -m executor``."""
+    _restart_as_rank()
     app()
+
+
+def _restart_as_rank() -> None:
+    """Start this process anew if it is to be a rank, with the heap that ranks have.
+
+    Only the start of a process can set that; so far nothing has been loaded.
+    """
+    if sys.argv[1:2] != ["run"] or not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
+        return
+    wanted = heap_environment(os.environ)
+    if wanted != dict(os.environ):
+        os.execve(sys.executable, [sys.executable, "-m", "executor", *sys.argv[1:]], wanted)

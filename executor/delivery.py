@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from executor.aggregation import combine_tensors
 from executor.schedule import Interval, Message, Schedule
 from executor.transport import Transport
+from planner.planfile import Plan
 
 
 @dataclass
@@ -104,3 +106,25 @@ def _message(schedule: Schedule, position: int, name: str, rank: int) -> Message
         target_piece=-1,
         items=None,
     )
+
+
+def kept_items(
+    plan: Plan, ran: Sequence[Mapping[str, Any]], names: Mapping[str, str]
+) -> list[tuple[int, str, dict[str, list[tuple[int, int]]]]]:
+    """Ranks that keep a part of the answer, their devices, and the items of each output there.
+
+    ``ran`` are the ranks' reports in rank order, ``names`` those of outputs for users.
+    """
+    return [
+        (
+            binding.rank,
+            binding.device,
+            {
+                name: [(int(low), int(high)) for low, high in one["kept"][own]]
+                for name, own in names.items()
+                if own in one["kept"]
+            },
+        )
+        for binding, one in zip(plan.spec.ranks, ran, strict=True)
+        if one["kept"]
+    ]

@@ -1,21 +1,16 @@
-"""Inputs of a run: from what people pass, or a file, to named and checked tensors.
+"""Inputs of a run: from what people pass to named and checked tensors.
 
-Tensors in files are npz or safetensors, by suffix; names are those of ``forward``'s parameters.
-Never pickle.
+Names are those of ``forward``'s parameters.
 """
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from profiler.capture import Captured
 from profiler.errors import InvalidInputError
@@ -23,8 +18,6 @@ from profiler.export import named_leaves
 from profiler.expressions import BATCH, evaluate, rows_per_item, symbols_of
 from profiler.program import InputPort
 from profiler.sources import Example
-
-SUFFIXES = (".npz", ".safetensors")
 
 
 @dataclass(frozen=True)
@@ -157,30 +150,3 @@ def _bind(
                 raise InvalidInputError(
                     f"input {port.name} has {tensor.shape[dim]} at dim {dim}; {size} is {expected}"
                 )
-
-
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of an npz or safetensors file.
-
-    Raises:
-        InvalidInputError: another kind of file, damaged, or holding pickled objects.
-    """
-    if path.is_dir():
-        raise InvalidInputError(f"{path} is a directory; a {' or '.join(SUFFIXES)} file is needed")
-    if not path.is_file():
-        raise InvalidInputError(f"there is no file {path}")
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise InvalidInputError(f"{path} is not a safetensors file: {error}") from error
-    if path.suffix == ".npz":
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return {name: torch.from_numpy(arrays[name].copy()) for name in arrays.files}
-        except (ValueError, OSError, zipfile.BadZipFile, TypeError) as error:
-            raise InvalidInputError(
-                f"{path} is not an npz file of plain arrays: {error}"
-            ) from error
-    raise InvalidInputError(f"{path} has suffix {path.suffix!r}; tensors are read from "
-                            f"{' or '.join(SUFFIXES)} files")  # fmt: skip

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from executor.schedule import Message, Schedule
-from profiler.evidence import Exchange, RankEvidence, SliceEvidence
+from profiler.evidence import Exchange, RankEvidence, SliceEvidence, Throttling
 from profiler.expressions import BATCH
 from profiler.graph import SliceRegion
 from profiler.profile import PRELUDE
@@ -31,7 +31,8 @@ class RankFigures:
     ``busy_s`` is all but waiting, ``compute_s`` of it is running the stage's module and ``join_s``
     putting values together with other ranks of the stage. ``send_s``
     (handing results to the transport) and ``dispatch_s`` (all else) are the processor's time.
-    ``spread`` is the distance of the quartiles of the busy time over its median.
+    ``spread`` is the distance of the quartiles of the busy time over its median. ``throttling`` is
+    there if the rank's processor is rationed.
     """
 
     items: int
@@ -44,6 +45,7 @@ class RankFigures:
     waited_s: float
     held_s: float
     spread: float
+    throttling: Throttling | None = None
 
 
 _COLUMNS = ("busy_s", "computed_s", "joined_s", "dispatched_s", "sent_s", "waited_s", "held_s")
@@ -74,6 +76,7 @@ def rank_figures(ran: Mapping[str, Any]) -> RankFigures | None:
         waited_s=typical["waited_s"],
         held_s=typical["held_s"],
         spread=_spread([statistics.mean(columns["busy_s"][a:b]) for a, b in blocks]),
+        throttling=_throttling(ran.get("throttled")),
     )
 
 
@@ -139,7 +142,12 @@ def rank_evidence(
         joined_s=figures.join_s,
         receives=receives,
         sends=sends,
+        throttling=figures.throttling,
     )
+
+
+def _throttling(told: Sequence[float] | None) -> Throttling | None:
+    return None if told is None else Throttling(period_s=told[0], fraction=told[1])
 
 
 def _own_units(schedule: Schedule, rank: int) -> dict[SliceRegion, int]:

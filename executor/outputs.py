@@ -1,25 +1,17 @@
-"""The model's answer: its leaves from what the ranks computed, its names, its file."""
+"""The model's answer: its leaves from what the ranks computed, and their names."""
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors.torch import save
 from torch.utils import _pytree as pytree
 
 from executor.aggregation.members import GATHER
-from executor.delivery import rank_file
-from executor.inputs import SUFFIXES, RunInputs
+from executor.inputs import RunInputs
 from planner.planfile import Aggregation
 from profiler.capture import Captured
-from profiler.documents import require_writable, write_atomically
-from profiler.errors import InvalidInputError
 from profiler.expressions import BATCH, evaluate
 from profiler.program import OutputLeaf
 
@@ -73,8 +65,8 @@ def answer_leaves(
     return found_leaves
 
 
-def named_tensors(captured: Captured, wanted: Aggregation) -> dict[str, str]:
-    """For each tensor of the answer, by the name that it has for users, its name in the program."""
+def answer_places(captured: Captured, wanted: Aggregation) -> dict[str, OutputLeaf]:
+    """The leaves of the answer by the name that each has for users."""
     leaves = list(captured.encoded.program.outputs)
     positions = list(range(len(leaves)))
     if captured.graph.ensemble is None:
@@ -84,10 +76,15 @@ def named_tensors(captured: Captured, wanted: Aggregation) -> dict[str, str]:
         answers = [captured.unflatten_member(i, own) for i, own in enumerate(members)]
         shown = answers if wanted.strategy == GATHER else answers[0]
     names = zip(output_names(shown), pytree.tree_flatten(shown)[0], strict=True)
+    return {name: leaves[position] for name, position in names}
+
+
+def named_tensors(captured: Captured, wanted: Aggregation) -> dict[str, str]:
+    """For each tensor of the answer, by the name that it has for users, its name in the program."""
     return {
-        name: value
-        for name, position in names
-        if (value := leaves[position].value) is not None and value in captured.graph.outputs
+        name: leaf.value
+        for name, leaf in answer_places(captured, wanted).items()
+        if leaf.value is not None and leaf.value in captured.graph.outputs
     }
 
 
@@ -108,62 +105,3 @@ def output_names(answer: Any) -> list[str]:
         parts = [str(getattr(p, "key", getattr(p, "idx", getattr(p, "name", p)))) for p in path]
         names.append("_".join(parts) if not all(p.isdigit() for p in parts) else "")
     return [name or (f"output_{i}" if len(names) > 1 else "output") for i, name in enumerate(names)]
-
-
-def require_tensor_file(path: Path) -> Path:
-    """``path``, after checking that tensors can be written there.
-
-    Raises:
-        InvalidInputError: another suffix, a directory, not writable.
-    """
-    if path.suffix not in SUFFIXES:
-        raise InvalidInputError(
-            f"{path} has suffix {path.suffix!r}; tensors are written to {' or '.join(SUFFIXES)}"
-        )
-    return require_writable(path)
-
-
-Spans = Mapping[str, Sequence[tuple[int, int]]]
-"""Items by name of an output, as runs from the first up to but not including the second."""
-
-
-def write_index(path: Path, *, num_items: int, parts: Sequence[tuple[int, str, Spans]]) -> Path:
-    """Write which rank's file beside ``path`` holds which items of a scattered answer.
-
-    ``parts`` are ranks with their devices and items. Returns the index's own path.
-    """
-    index = path.with_name(f"{path.stem}.index.json")
-    data = {
-        "num_items": num_items,
-        "parts": [
-            {
-                "rank": rank,
-                "device": device,
-                "file": rank_file(path, rank).name,
-                "items": {name: [list(span) for span in spans] for name, spans in items.items()},
-            }
-            for rank, device, items in parts
-        ],
-    }
-    write_atomically(index, json.dumps(data, indent=1) + "\n")
-    return index
-
-
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write tensors to an npz or safetensors file, atomically.
-
-    Raises:
-        InvalidInputError: as for :func:`require_tensor_file`; a dtype that npz lacks.
-    """
-    require_tensor_file(path)
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    if path.suffix == ".safetensors":
-        write_atomically(path, save({n: t.clone() for n, t in whole.items()}))
-        return
-    try:
-        arrays = {name: tensor.numpy() for name, tensor in whole.items()}
-    except TypeError as error:
-        raise InvalidInputError(f"{path}: {error}; write a .safetensors file instead") from error
-    stream = io.BytesIO()
-    np.savez(stream, **arrays)  # type: ignore[arg-type]
-    write_atomically(path, stream.getvalue())

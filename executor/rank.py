@@ -10,6 +10,7 @@ import os
 import resource
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,6 +27,7 @@ from executor.distribute import RemoteWeights, send_weights
 from executor.pipeline import RankLoop, RankRecord
 from executor.schedule import Interval, Schedule
 from executor.stage import RankBundle, load_stage
+from executor.throttling import Throttling
 from executor.transport import Transport
 from profiler.allocator import keep_freed_memory, release_library_pages
 from profiler.stores import Store, join_group
@@ -64,6 +66,7 @@ def serve(options: RankOptions, control: Control) -> None:
     started = time.monotonic()
     keep_freed_memory()
     release_library_pages()
+    forget_peak()
     bundle = RankBundle.read(options.directory, options.rank)
     torch.set_num_threads(bundle.threads.get(options.rank, 1))
     torch.set_grad_enabled(False)
@@ -122,6 +125,7 @@ def _run(loop: RankLoop, command: Message, options: RankOptions) -> Message:
         world_size=len(loop.schedule.plan.spec.ranks),
     )
     loop.transport.log.start()
+    throttling = Throttling()
     measured, outputs = loop.run(
         command["items"],
         symbols=command["symbols"],
@@ -129,6 +133,7 @@ def _run(loop: RankLoop, command: Message, options: RankOptions) -> Message:
         repeats=command.get("repeats", 1),
         recorder=record if command.get("boundaries") else None,
     )
+    throttled = throttling.within(measured.wall_s)
     if outputs or is_root:
         _write_outputs(outputs, command, rank=options.rank, is_root=is_root)
     if command.get("boundaries"):
@@ -139,6 +144,7 @@ def _run(loop: RankLoop, command: Message, options: RankOptions) -> Message:
         "transfers": loop.transport.log.to_data(),
         "clocks": [[o.seconds, o.error_s] for _, o in sorted(offsets.items())],
         "symbols": command["symbols"],
+        "throttled": throttled,
     }
 
 
@@ -195,6 +201,16 @@ def _weight_bytes(stage: Any) -> int:
 def resident_bytes() -> int:
     """Resident memory of this process."""
     return int(psutil.Process().memory_info().rss)
+
+
+def forget_peak() -> None:
+    """Have the system measure this process's peak from now on, where it can.
+
+    Importing touches pages of libraries that are given back, or the system takes when it needs
+    them: with a small model more than the rank ever holds later.
+    """
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_resident_bytes() -> int:

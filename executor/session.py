@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from executor.bundle import write_bundle
-from executor.delivery import rank_file
+from executor.delivery import kept_items, rank_file
 from executor.inputs import RunInputs, prepare_inputs
 from executor.local import LocalRanks, Message
 from executor.outputs import make_answer, named_tensors
@@ -333,28 +333,6 @@ class Session:
     ) -> None:
         """Close, whatever happened."""
         self.close()
-
-
-def kept_items(
-    plan: Plan, ran: Sequence[Message], names: Mapping[str, str]
-) -> list[tuple[int, str, dict[str, list[tuple[int, int]]]]]:
-    """Ranks that keep a part of the answer, their devices, and the items of each output there.
-
-    ``ran`` are the ranks' reports in rank order, ``names`` those of outputs for users.
-    """
-    return [
-        (
-            binding.rank,
-            binding.device,
-            {
-                name: [(int(low), int(high)) for low, high in one["kept"][own]]
-                for name, own in names.items()
-                if own in one["kept"]
-            },
-        )
-        for binding, one in zip(plan.spec.ranks, ran, strict=True)
-        if one["kept"]
-    ]
 
 
 def _loaded(path: Path) -> Mapping[str, torch.Tensor]:

@@ -1,6 +1,6 @@
 """Ranks that ``torchrun`` (or anything that sets its environment) has started, on any hosts.
 
-Rank 0 captures the model, cuts it, and puts what each rank needs into the rendezvous store; the
+Rank 0 has the model captured and cut, and puts what each rank needs into the rendezvous store; the
 others read their part from there. Weights in files are read by each rank from its own host; weights
 that exist only in rank 0's memory are sent to whoever holds their layer. Before any collective all
 ranks agree that they were started for the same plan.
@@ -9,31 +9,36 @@ ranks agree that they were started for the same plan.
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch.distributed as dist
 
 from executor.delivery import rank_file
-from executor.distribute import WEIGHTS_FILE
 from executor.rank import RankOptions, serve
 from planner.planfile import Plan
 from planner.request import Destination
-from profiler import errors
 from profiler.environment import Environment
-from profiler.errors import ApportionError, InvalidInputError, RankFailedError, StalePlanError
+from profiler.errors import (
+    ApportionError,
+    InvalidInputError,
+    RankFailedError,
+    StalePlanError,
+    from_data,
+    to_data,
+)
 from profiler.stores import Store, below, get_bytes, put_bytes
-
-if TYPE_CHECKING:
-    from executor.inputs import RunInputs
 
 Message = dict[str, Any]
 
-ANSWER = "out.safetensors"
-"""Name of the file of the answer in a rank's directory."""
+INPUTS, ANSWER = "in.safetensors", "out.safetensors"
+"""Names of the files of the inputs and of the answer in a rank's directory."""
+
+_OF_A_RANK = re.compile(r"rank-\d+\.json")
 
 
 def require_world(plan: Plan, environment: Environment) -> None:
@@ -84,6 +89,7 @@ class World:
         self.environment = environment
         self.timeout_s = timeout_s
         self.store = environment.store(timeout_s=timeout_s)
+        self._told = False
         self._agree()
 
     def _agree(self) -> None:
@@ -106,53 +112,64 @@ class World:
                 f"{self.timeout_s:g} s: is it running?"
             ) from error
 
+    @contextmanager
+    def leading(self) -> Iterator[Path]:
+        """A directory in which rank 0 prepares a run, for :meth:`lead`; if it cannot, the other
+        ranks are told why."""
+        with _directory() as directory:
+            try:
+                yield directory
+            except ApportionError as error:
+                if not self._told:
+                    self._tell(to_data(error))
+                raise
+
     def lead(
         self,
-        write: Callable[[Path], object],
-        prepared: RunInputs,
+        directory: Path,
         *,
+        num_items: int,
+        symbols: Mapping[str, int],
         repeats: int = 1,
         names: Mapping[str, str] | None = None,
         outputs: Path | None = None,
     ) -> tuple[dict[str, Any], list[Message], list[Message]]:
         """Be rank 0: give every rank its part, run, and gather answers and reports.
 
-        ``write`` puts what the ranks need into a directory (as ``executor.bundle`` does). Where
-        other ranks are to have the answer too, ``names`` are those of its tensors, and each writes
-        its own file beside ``outputs`` (as named on its host).
+        ``directory`` holds what the ranks need (of ``executor.bundle``) and the inputs
+        (:data:`INPUTS`), ``num_items`` of them. Where other ranks are to have the answer too,
+        ``names`` are those of its tensors, and each writes its own file beside ``outputs`` (as
+        named on its host).
         """
-        from safetensors.torch import load_file, save_file
+        from safetensors.torch import load_file
 
-        with _directory() as directory:
-            write(directory)
-            self._publish(directory)
-            inputs, answer = directory / "in.safetensors", directory / ANSWER
-            scattered = self.plan.spec.aggregation.destination is Destination.SCATTERED
-            save_file({k: v.cpu().contiguous() for k, v in prepared.tensors.items()}, inputs)
-            command = {
-                "command": "run",
-                "items": prepared.num_items,
-                "symbols": prepared.symbols,
-                "inputs": str(inputs),
-                "outputs": str(answer),
-                "repeats": repeats,
-                "names": None if names is None else dict(names),
-                "scattered": scattered,
-            }
-            self.store.set("command", json.dumps(command))
-            self._serve(directory, command)
-            gathered: dict[str, Any] = {}
-            if not scattered:
-                gathered = {name: t.clone() for name, t in load_file(answer).items()}
-            _hand_over(directory, self.environment.rank, outputs)
-            reports = [
-                json.loads(self._get(f"report/{rank}", rank))
-                for rank in range(self.environment.world_size)
-            ]
-            failed = [r for r in reports if "error" in r]
-            if failed:
-                raise RankFailedError(failed[0]["error"])
-            self.store.set("done", "1")
+        self._publish(directory)
+        answer = directory / ANSWER
+        scattered = self.plan.spec.aggregation.destination is Destination.SCATTERED
+        command = {
+            "command": "run",
+            "items": num_items,
+            "symbols": dict(symbols),
+            "inputs": str(directory / INPUTS),
+            "outputs": str(answer),
+            "repeats": repeats,
+            "names": None if names is None else dict(names),
+            "scattered": scattered,
+        }
+        self.store.set("command", json.dumps(command))
+        self._serve(directory, command)
+        gathered: dict[str, Any] = {}
+        if not scattered:
+            gathered = {name: t.clone() for name, t in load_file(answer).items()}
+        _hand_over(directory, self.environment.rank, outputs)
+        reports = [
+            json.loads(self._get(f"report/{rank}", rank))
+            for rank in range(self.environment.world_size)
+        ]
+        failed = [r for r in reports if "error" in r]
+        if failed:
+            raise RankFailedError(failed[0]["error"])
+        self.store.set("done", "1")
         started, ran = zip(*(r["reports"] for r in reports), strict=True)
         return gathered, list(started), list(ran)
 
@@ -164,8 +181,7 @@ class World:
         rank = self.environment.rank
         verdict = json.loads(self._get("bundle/verdict", 0))
         if "error" in verdict:
-            kind = getattr(errors, verdict["kind"], RankFailedError)
-            raise kind(f"rank 0 could not prepare the run: {verdict['error']}")
+            raise from_data(verdict, before="rank 0 could not prepare the run: ")
         with _directory() as directory:
             for name in ("bundle.json", f"rank-{rank}.json", "constants.safetensors"):
                 (directory / name).write_bytes(self._get(f"bundle/{name}", 0, read=get_bytes))
@@ -176,18 +192,16 @@ class World:
             self._get("done", 0)
             _hand_over(directory, rank, outputs)
 
-    def refuse(self, error: ApportionError) -> None:
-        """Tell the other ranks that rank 0 gives up, and why."""
-        kind = type(error).__name__
-        if kind not in ("InvalidInputError", "StalePlanError", "UnsupportedModelError"):
-            kind = "RankFailedError"
-        self.store.set("bundle/verdict", json.dumps({"error": str(error), "kind": kind}))
-
     def _publish(self, directory: Path) -> None:
         for file in directory.iterdir():
-            if file.name != WEIGHTS_FILE:
+            if file.name in ("bundle.json", "constants.safetensors") or _OF_A_RANK.match(file.name):
                 put_bytes(self.store, f"bundle/{file.name}", file.read_bytes())
-        self.store.set("bundle/verdict", json.dumps({}))
+        self._tell({})
+
+    def _tell(self, verdict: Mapping[str, str]) -> None:
+        """Whether there is a run, for ranks that wait for it."""
+        self.store.set("bundle/verdict", json.dumps(dict(verdict)))
+        self._told = True
 
     def _serve(self, directory: Path, command: Message) -> None:
         rank = self.environment.rank
@@ -212,7 +226,7 @@ def _hand_over(directory: Path, rank: int, outputs: Path | None) -> None:
     if outputs is not None and own.exists():
         from safetensors.torch import load_file
 
-        from executor.outputs import write_tensors  # loads what capturing takes: only if needed
+        from executor.tensorfiles import write_tensors
 
         write_tensors(rank_file(outputs, rank), load_file(own))
 

@@ -93,8 +93,8 @@ class WorkBound:
 
 
 def latency_bound_s(problem: PlanningProblem, figures: Figures) -> float:
-    """The longest chain of layers, each with the least share on its fastest device; or, what a
-    region divides, spread over all devices."""
+    """The longest chain of layers, each with the share that takes least on its fastest device; or,
+    what a region divides, spread over all devices."""
     fastest: dict[tuple[str, float], float] = {}
     longest: list[float] = []
     graph = problem.graph
@@ -106,8 +106,11 @@ def latency_bound_s(problem: PlanningProblem, figures: Figures) -> float:
             divided = max(x.most_divided(graph.regions[region]) for x in timings)
         key = layer.twin, divided
         if key not in fastest:
-            least = 1 if problem.batch_splits else problem.microbatch
-            fastest[key] = min(figures.time_s(i, members[0], least) for members in problem.classes)
+            fastest[key] = min(
+                figures.time_s(i, members[0], items)
+                for members in problem.classes
+                for items in _sizes(problem, layer.twin, members[0])
+            )
             if divided:
                 fastest[key] = min(fastest[key], _spread_s(problem, figures, i, divided))
         before = [
@@ -127,7 +130,11 @@ def _spread_s(problem: PlanningProblem, figures: Figures, layer: int, divided: f
 
         (1 - divided) * min_r t_r + divided / sum_r (1 / t_r)
     """
-    times = [figures.time_s(layer, members[0], problem.microbatch) for members in problem.classes]
+    counts = {problem.microbatch, problem.batch} if problem.whole_batch else {problem.microbatch}
+    times = [
+        min(figures.time_s(layer, members[0], items) for items in counts)
+        for members in problem.classes
+    ]
     if min(times) <= 0:
         return 0.0
     speed = sum(len(c) / t for c, t in zip(problem.classes, times, strict=True))
@@ -148,9 +155,9 @@ def _item_times(problem: PlanningProblem, figures: Figures, c: int) -> Sequence[
 
 
 def _sizes(problem: PlanningProblem, twin: str, device: str) -> list[int]:
-    """Item counts that a rank may get, at which the time of one can be least.
+    """Item counts that a rank may get, at which the time of all, and that of one, can be least.
 
-    The time is linear between measured sizes, so an item's is least at their ends.
+    Between measured sizes the time rises in a line or stays: both are least at their ends.
     """
     most = problem.microbatch
     whole = {problem.batch} if problem.whole_batch else set()

@@ -243,11 +243,13 @@ class _Runs:
 def balance(times: Sequence[Sequence[float]], items: int) -> tuple[int, ...]:
     """Shares of ``items`` that make the slowest least; ``times[r][n - 1]`` is rank r's for n.
 
-    Times never fall with items, so taking the ``items`` smallest entries is optimal.
+    Where times never fall with items, taking the ``items`` smallest entries is optimal; where one
+    does, it counts as what fewer items took, and only shares that owe nothing to that are found.
 
     >>> balance([[1, 2, 3, 4], [3, 6, 9, 12]], 4)
     (3, 1)
     """
-    entries = sorted((t, n, r) for r, row in enumerate(times) for n, t in enumerate(row))
+    rising = [list(accumulate(row, max)) for row in times]
+    entries = sorted((t, n, r) for r, row in enumerate(rising) for n, t in enumerate(row))
     taken = Counter(r for _, _, r in entries[:items])
     return tuple(taken[r] for r in range(len(times)))

@@ -5,7 +5,7 @@ An error message says what failed, the two numbers (or names) that clash, and wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -127,3 +127,19 @@ class RankFailedError(ApportionError):
     """A rank ended before its work was done; the message names rank, device, stage and step."""
 
     exit_code = 7
+
+
+_TOLD = (UnsupportedModelError, InvalidInputError, StalePlanError, RankFailedError)
+"""Errors that are made of their message alone."""
+
+
+def to_data(error: ApportionError) -> dict[str, str]:
+    """An error as data for another process: its message, and the kind that it is there."""
+    kind = next((kind for kind in _TOLD if isinstance(error, kind)), RankFailedError)
+    return {"error": str(error), "kind": kind.__name__}
+
+
+def from_data(data: Mapping[str, str], *, before: str = "") -> ApportionError:
+    """The error that :func:`to_data` told of, with words ``before`` its message."""
+    kind = next((kind for kind in _TOLD if kind.__name__ == data.get("kind")), RankFailedError)
+    return kind(before + data["error"])

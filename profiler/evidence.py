@@ -12,6 +12,12 @@ from pydantic import Field, ValidationError
 from profiler.documents import Estimated, Record, describe
 from profiler.errors import InvalidInputError
 
+LONG_PIECES = 5
+"""Pieces that take so many periods of a quota are throttled in most, whatever comes between."""
+
+THROTTLED = 0.8
+"""A processor that is throttled in so many of its quota's periods gets no more than the quota."""
+
 
 class Exchange(Record):
     """Messages of one size that a rank gets from, or gives to, a device with each piece.
@@ -32,6 +38,13 @@ class SliceEvidence(Record):
     count: int = Field(default=1, ge=1)
 
 
+class Throttling(Record):
+    """A quota's ``period_s``, and in which part of its periods its time had been used up."""
+
+    period_s: Estimated = Field(gt=0)
+    fraction: Estimated = Field(ge=0, le=1)
+
+
 class RankEvidence(Record):
     """How long one rank took for a piece of ``items`` items, typically, over ``pieces`` of them.
 
@@ -42,6 +55,7 @@ class RankEvidence(Record):
     else. ``joined_s`` went into joins, waiting for slower ranks of the stage included. ``receives``
     and ``sends`` are the messages that come and go with each piece; on the root, where batches
     follow each other, with the piece's part of all inputs that it sends and outputs that it gets.
+    ``throttling`` is there if control groups ration the rank's processor.
     """
 
     rank: int = Field(ge=0)
@@ -59,6 +73,18 @@ class RankEvidence(Record):
     joined_s: Estimated = Field(default=0.0, ge=0)
     receives: tuple[Exchange, ...] = ()
     sends: tuple[Exchange, ...] = ()
+    throttling: Throttling | None = None
+
+    @property
+    def unthrottled(self) -> bool:
+        """Whether its pieces are too short, and its pauses too long, for a quota to have told.
+
+        Such a piece takes as long as without a quota; more of the same work would take longer.
+        """
+        ration = self.throttling
+        if ration is None or self.busy_s >= LONG_PIECES * ration.period_s:
+            return False
+        return ration.fraction < THROTTLED
 
 
 class LinkEvidence(Record):

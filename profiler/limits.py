@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -35,6 +36,24 @@ def processor_quota(*, proc: Path = PROC) -> float | None:
 
     Less than one for a process that gets only a part of a core.
     """
+    quota = tightest_quota(proc=proc)
+    return None if quota is None else quota.cores
+
+
+class Quota(NamedTuple):
+    """``cores * period_s`` seconds of processor time in each ``period_s``, for all of ``group``."""
+
+    cores: float
+    period_s: float
+    group: Path
+
+    def throttled(self) -> int:
+        """In how many periods until now the group had used all, and had to wait for the next."""
+        return statistic(self.group / "cpu.stat", "nr_throttled")
+
+
+def tightest_quota(*, proc: Path = PROC) -> Quota | None:
+    """Of this process's control groups, the quota that leaves it the least time; None is none."""
     found = own_groups("cpu", proc=proc)
     if found is None:
         return None
@@ -46,7 +65,7 @@ def processor_quota(*, proc: Path = PROC) -> float | None:
         else:
             quota, period = _read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us")
         if quota.isdigit() and period.isdigit() and int(quota) and int(period):
-            quotas.append(int(quota) / int(period))
+            quotas.append(Quota(int(quota) / int(period), int(period) / 1e6, group))
     return min(quotas, default=None)
 
 

@@ -1,14 +1,21 @@
 """Time and memory of a layer at a batch size that was not measured.
 
-Between measured sizes: piecewise linear over a monotone envelope (more items never take less).
+**Time** at a measured size is what was measured, also where fewer items take longer: libraries
+choose other kernels for other sizes, and 16 items can take a fifth of what 8 take. Between measured
+sizes it is on the line between them where it rises, and the larger of the two where it falls:
+nobody knows where in between it does. **Memory** never falls with items (a monotone envelope): too
+much is better than too little.
+
 Below the smallest: the smallest (a fixed cost is not extrapolated away). Above the largest: linear
-from the last two sizes, and the caller is told (``extrapolates``), because no figure backs it.
+from the last two sizes, in proportion if the last takes no longer than the one before; and the
+caller is told (``extrapolates``), because no figure backs it.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from itertools import accumulate
 
 from profiler.profile import HeapMeasurement, Measurement
 
@@ -21,18 +28,24 @@ def time_s(rows: Sequence[Measurement], items: int) -> float:
     >>> rows = [M(items=1, median_s=1.0, **fixed), M(items=4, median_s=2.0, **fixed)]
     >>> time_s(rows, 1), time_s(rows, 2), time_s(rows, 7)
     (1.0, 1.3333333333333333, 3.0)
+    >>> rows = [M(items=8, median_s=5.0, **fixed), M(items=16, median_s=1.0, **fixed)]
+    >>> time_s(rows, 8), time_s(rows, 12), time_s(rows, 16), time_s(rows, 32)
+    (5.0, 5.0, 1.0, 2.0)
     """
-    return _interpolate([(row.items, row.median_s) for row in rows], items)
+    points = [(row.items, row.median_s) for row in rows]
+    if len(points) > 1 and points[-1][1] <= points[-2][1] and items > points[-1][0]:
+        return points[-1][1] * items / points[-1][0]
+    return _between(points, items)
 
 
 def peak_bytes(rows: Sequence[Measurement], items: int) -> int:
     """Bytes a layer allocates beyond its inputs and weights, for ``items`` items."""
-    return round(_interpolate([(row.items, float(row.peak_bytes)) for row in rows], items))
+    return round(_rising([(row.items, float(row.peak_bytes)) for row in rows], items))
 
 
 def mapped_bytes(rows: Sequence[Measurement], items: int) -> int:
     """How many of :func:`peak_bytes` are in large blocks."""
-    return round(_interpolate([(row.items, float(row.mapped_bytes)) for row in rows], items))
+    return round(_rising([(row.items, float(row.mapped_bytes)) for row in rows], items))
 
 
 def heap_permille(rows: Sequence[HeapMeasurement], items: int) -> int:
@@ -59,13 +72,20 @@ def extrapolates(rows: Sequence[Measurement], items: int) -> bool:
     return items > rows[-1].items
 
 
-def _interpolate(points: Sequence[tuple[int, float]], items: int) -> float:
+def _rising(points: Sequence[tuple[int, float]], items: int) -> float:
+    """Between points on a line that never falls: each is at least the one before."""
+    highest = accumulate((value for _, value in points), max)
+    return _between(
+        [(size, value) for (size, _), value in zip(points, highest, strict=True)], items
+    )
+
+
+def _between(points: Sequence[tuple[int, float]], items: int) -> float:
+    """On the line between two points where it rises, else their larger one."""
     if items <= 0:
         return 0.0
     sizes = [size for size, _ in points]
-    values: list[float] = []
-    for _, value in points:
-        values.append(max(value, values[-1]) if values else value)
+    values = [value for _, value in points]
     if items <= sizes[0]:
         return values[0]
     if items > sizes[-1]:
@@ -77,5 +97,7 @@ def _interpolate(points: Sequence[tuple[int, float]], items: int) -> float:
     if sizes[right] == items:
         return values[right]
     left = right - 1
+    if values[right] <= values[left]:
+        return values[left]
     weight = (items - sizes[left]) / (sizes[right] - sizes[left])
     return values[left] + weight * (values[right] - values[left])

@@ -116,6 +116,8 @@ def refit_times(
         strange = [x.region for x in one.slices if x.region not in regions]
         if one.pieces < LEAST_PIECES:
             ignored.append(f"rank {one.rank} on {one.device} ran {one.pieces} pieces only")
+        elif one.unthrottled:
+            ignored.append(_unthrottled(one))
         elif strange:
             ignored.append(
                 f"rank {one.rank} on {one.device} ran slices of regions that the profile lacks"
@@ -142,6 +144,17 @@ def refit_times(
         used=sum(len(ran) for ran in stages.values()),
         changes=tuple(changes),
         ignored=tuple(ignored),
+    )
+
+
+def _unthrottled(one: RankEvidence) -> str:
+    ration = one.throttling
+    assert ration is not None
+    return (
+        f"rank {one.rank} on {one.device} used up its processor quota in "
+        f"{100 * ration.fraction:.0f} % of the periods of {format_seconds(ration.period_s)}, with "
+        f"pieces of {format_seconds(one.busy_s)}: they show its processor without the quota; "
+        "run larger batches"
     )
 
 

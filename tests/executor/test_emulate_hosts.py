@@ -148,6 +148,28 @@ def test_a_quota_limits_processor_time(hosts: EmulatedHosts) -> None:
     assert float(output(hosts, "small", *python("-c", BURN))) == pytest.approx(0.25, rel=0.15)
 
 
+THROTTLED = """
+import json, time
+from executor.throttling import Throttling
+def stretch(work_s, rest_s):
+    throttling, begun = Throttling(), time.perf_counter()
+    while time.perf_counter() - begun < 1.0:
+        until = time.perf_counter() + work_s
+        while time.perf_counter() < until:
+            pass
+        time.sleep(rest_s)
+    return throttling.within(time.perf_counter() - begun)
+print(json.dumps([stretch(0.5, 0.0), stretch(0.0005, 0.02)]))
+"""
+
+
+def test_a_process_knows_how_often_its_quota_was_used_up(hosts: EmulatedHosts) -> None:
+    busy, resting = json.loads(output(hosts, "small", sys.executable, "-c", THROTTLED))
+    assert busy[0] == resting[0] > 0
+    assert busy[1] > 0.8
+    assert resting[1] < 0.4
+
+
 def test_a_host_out_of_memory_is_named_with_its_limit(hosts: EmulatedHosts) -> None:
     output(hosts, "small", *python("-c", grow(32)))
     before = hosts.memory_kills("small")

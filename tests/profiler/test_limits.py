@@ -7,7 +7,13 @@ import pytest
 
 from profiler import discover, limits
 from profiler.cgroups import hierarchy, own_groups
-from profiler.limits import available_cores, host_name, memory_limits, processor_quota
+from profiler.limits import (
+    available_cores,
+    host_name,
+    memory_limits,
+    processor_quota,
+    tightest_quota,
+)
 from tests.support.control_groups import machine
 
 MIB = 2**20
@@ -98,6 +104,26 @@ def test_a_group_outside_of_the_mount_is_not_followed(tmp_path: Path, own: str) 
     assert found is not None
     assert found[1] == [tmp_path / "fs"]
     assert processor_quota(proc=proc) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("unified", {"fs/cgroup.controllers": "cpu", "fs/cpu.max": "20000 80000"}),
+        ("cpu", {"fs/cpu.cfs_quota_us": "20000", "fs/cpu.cfs_period_us": "80000"}),
+    ],
+)
+def test_a_quota_tells_how_often_it_was_used_up(
+    tmp_path: Path, kind: str, settings: dict[str, str]
+) -> None:
+    own = "0::/\n" if kind == "unified" else "4:cpu:/\n"
+    files = {**settings, "fs/cpu.stat": "nr_periods 90\nnr_throttled 17\nthrottled_time 5\n"}
+    quota = tightest_quota(proc=machine(tmp_path, {"fs": kind}, own=own, files=files))
+    assert quota is not None
+    assert (quota.cores, quota.period_s) == (0.25, 0.08)
+    assert quota.throttled() == 17
+    (tmp_path / "fs/cpu.stat").write_text("nr_throttled 19\n")
+    assert quota.throttled() == 19
 
 
 def test_a_controller_of_version_1_wins_over_the_unified_tree(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from profiler.evidence import (
     RankEvidence,
     RunEvidence,
     SliceEvidence,
+    Throttling,
 )
 from profiler.profile import DeviceTimings, Profile
 from profiler.refit_links import refit_links
@@ -122,6 +123,34 @@ def factor(new: Profile, old: Profile, device: str, layer: int, items: int) -> f
         return lookup.time_s(rows, items)
 
     return at(new) / at(old)
+
+
+def throttled(one: RankEvidence, fraction: float) -> RankEvidence:
+    """The rank where a quota of periods of 10 ms had been used up in such a part of them."""
+    return one.model_copy(update={"throttling": Throttling(period_s=0.01, fraction=fraction)})
+
+
+@pytest.mark.parametrize(("busy_s", "fraction"), [(0.02, 0.9), (0.06, 0.1)])
+def test_a_rationed_processor_teaches_where_the_quota_shows(busy_s: float, fraction: float) -> None:
+    old = world(together=False)
+    seen = throttled(ran("a", [0, 1], busy_s), fraction)
+    new = fold_back(old, [report(seen)])
+    assert not new.ignored
+    assert new.profile == refit(old, [report(ran("a", [0, 1], busy_s))]).replaced(
+        conditions=new.profile.conditions
+    )
+
+
+def test_short_pieces_that_never_meet_their_quota_teach_nothing() -> None:
+    old = world(together=False)
+    free = throttled(ran("a", [0, 1], 0.003), 0.3)
+    with pytest.raises(InvalidInputError, match=r"30 % of the periods of 10(\.0)? ms, with pieces"):
+        refit(old, [report(free)])
+    other = ran("b", [2, 3], 0.03, rank=1)
+    made = fold_back(old, [report(free, other)])
+    assert made.profile.timings_of["h/a"].layers == old.timings_of["h/a"].layers
+    assert made.profile.timings_of["h/b"].layers != old.timings_of["h/b"].layers
+    assert any("rank 0 on h/a used up its processor quota" in line for line in made.ignored)
 
 
 def sliced_world(*, divided: float = 1.0) -> Profile:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from profiler.allocator import heap_environment
 from tests.support.warm import WarmPopen
 
 ROOT = Path(__file__).parents[2]
@@ -54,7 +55,7 @@ def environment(
 ) -> dict[str, str]:
     """What torchrun would tell a rank; its host is called ``h`` and the rank."""
     return {
-        **os.environ,
+        **heap_environment(os.environ),  # as it would give itself, by starting anew
         "RANK": str(rank),
         "WORLD_SIZE": str(world_size),
         "MASTER_ADDR": address,

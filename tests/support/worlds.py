@@ -154,7 +154,34 @@ def _world(
         pins=tuple(pins),
         keep_together=("l0..1",) if num_layers > 1 and rng.random() < 0.15 else (),
     )
+    own = random.Random(repr(base))  # so that all else stays as it was before there was this
+    if own.random() < 0.3:
+        profile = _with_other_kernels(own, profile)
     return profile, request, microbatch
+
+
+def _with_other_kernels(rng: random.Random, profile: Profile) -> Profile:
+    """The profile where more items may take less time: at each size another kernel."""
+    return profile.model_copy(
+        update={
+            "timings": tuple(
+                timings.model_copy(
+                    update={
+                        "layers": {
+                            twin: tuple(
+                                row.model_copy(
+                                    update={"median_s": row.median_s * rng.choice((0.3, 1.0, 3.0))}
+                                )
+                                for row in rows
+                            )
+                            for twin, rows in timings.layers.items()
+                        }
+                    }
+                )
+                for timings in profile.timings
+            )
+        }
+    )
 
 
 def _links(rng: random.Random, names: Sequence[str]) -> list[Link]:
