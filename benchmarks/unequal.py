@@ -67,7 +67,7 @@ from profiler.sources import load_model
 ROOT = Path(__file__).resolve().parents[1]
 CLUSTERS = ("fast_and_slow", "slow_middle", "weak_device", "all_different")
 BATCH = 16
-MOVED = 0.08
+MOVED = 0.10
 """Cells are measured again, once, if their machine's computing is further off its profile."""
 UNEQUAL_PROCESSORS = ("fast_and_slow", "weak_device", "all_different")
 
