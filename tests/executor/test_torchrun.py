@@ -44,26 +44,39 @@ def build():
 """
 
 
+def planned(
+    folder: Path,
+    name: str,
+    text: str,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    microbatch_size: int = 2,
+) -> int:
+    """A plan of a model module in ``folder``, its inputs beside it; how many ranks it has."""
+    (folder / f"{name}.py").write_text(text)
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+    profile = running.made_up_profile(capture(load_model(f"{name}:build")))
+    plan = running.pipeline(profile, batch_size=4, microbatch_size=microbatch_size)
+    plan.dump(folder / "plan.yaml")
+    np.savez(folder / "x.npz", x=torch.randn(4, 8).numpy())
+    return len(plan.spec.ranks)
+
+
+RUN = ["-m", "executor", "run", "plan.yaml", "-i", "x.npz", "--timeout", "60"]
+
+
 def test_ranks_on_other_hosts_get_constants_of_any_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "shifted_model.py").write_text(MODEL)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    made = capture(load_model("shifted_model:build"))
-    profile = running.made_up_profile(made)
-    plan = running.pipeline(profile, batch_size=4, microbatch_size=4)
-    plan.dump(tmp_path / "plan.yaml")
-    num = len(plan.spec.ranks)
+    num = planned(tmp_path, "shifted_model", MODEL, monkeypatch, microbatch_size=4)
     assert num > 1
-    x = torch.randn(4, 8)
-    np.savez(tmp_path / "x.npz", x=x.numpy())
-    command = ["run", "plan.yaml", "-i", "x.npz", "-o", "y.npz", "--timeout", "60"]
-    with hosts(num, ["-m", "executor", *command], cwd=tmp_path, cold=True) as processes:
+    with hosts(num, [*RUN, "-o", "y.npz"], cwd=tmp_path, cold=True) as processes:
         ended = processes.wait_all()
     assert [one.code for one in ended] == [0] * num, ended
     module, _ = sys.modules["shifted_model"].build()
     (answer,) = np.load(tmp_path / "y.npz").values()
+    x = torch.from_numpy(np.load(tmp_path / "x.npz")["x"])
     torch.testing.assert_close(torch.from_numpy(answer), module(x).detach())
 
 
@@ -85,21 +98,6 @@ def build():
     torch.manual_seed(0)
     return Echoing().eval(), torch.randn(4, 8)
 """
-
-
-def planned(folder: Path, name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    """A plan of a model module in ``folder``, its inputs beside it; how many ranks it has."""
-    (folder / f"{name}.py").write_text(text)
-    monkeypatch.chdir(folder)
-    monkeypatch.syspath_prepend(str(folder))
-    profile = running.made_up_profile(capture(load_model(f"{name}:build")))
-    plan = running.pipeline(profile, batch_size=4, microbatch_size=2)
-    plan.dump(folder / "plan.yaml")
-    np.savez(folder / "x.npz", x=torch.randn(4, 8).numpy())
-    return len(plan.spec.ranks)
-
-
-RUN = ["-m", "executor", "run", "plan.yaml", "-i", "x.npz", "--timeout", "60"]
 
 
 def test_weights_and_inputs_in_the_answer_are_written_too(
