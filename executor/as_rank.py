@@ -56,7 +56,7 @@ def run_as_rank(run: RankRun, environment: Environment) -> RunReport | None:
     wanted = plan.spec.aggregation.destination
     with world.leading() as directory:
         inputs = run.check()
-        ready = prepare_apart(directory, plan=run.plan, inputs=inputs, model=run.model, rank=0)
+        ready = prepare_apart(directory, plan=run.plan, inputs=inputs, model=run.model)
         graph = RankBundle.read(directory, 0).graph
         gathered, started, ran = world.lead(
             directory,

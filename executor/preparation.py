@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 HELD, SAID = "held.safetensors", "prepared.json"
 """Weights that are part of the answer, and what the process said."""
 
-LEAVING = 1
-"""Exit code of a process whose starter is gone."""
+LEAVING = 75
+"""Exit code of a process whose starter is gone; no other error has it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +59,8 @@ class Prepared:
         return {name: found[name] for name in self.order}
 
 
-def prepare_apart(
-    directory: Path, *, plan: Path, inputs: Path, model: str | None, rank: int
-) -> Prepared:
-    """Prepare a run of a plan file in another process; ``rank`` is named in messages.
+def prepare_apart(directory: Path, *, plan: Path, inputs: Path, model: str | None) -> Prepared:
+    """Prepare a run of a plan file for rank 0, in another process.
 
     Raises:
         StalePlanError, InvalidInputError, UnsupportedModelError: as the process found.
@@ -88,8 +86,8 @@ def prepare_apart(
     if not (directory / SAID).exists():
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         raise RankFailedError(
-            f"rank {rank}: the process that captures the model ended with {how}; messages stand "
-            "above (signal 9 is often the system's, out of memory)"
+            f"rank 0: the process that captures the model ended with {how}; messages stand above "
+            "(signal 9 is often the system's, out of memory)"
         )
     said = json.loads((directory / SAID).read_text())
     if "error" in said:
@@ -115,7 +113,7 @@ def _prepare(directory: Path, plan: Path, inputs: Path, model: str | None) -> di
 
     from executor.bundle import write_bundle
     from executor.inputs import prepare_inputs
-    from executor.outputs import answer_places, named_tensors
+    from executor.outputs import answer_places
     from executor.preflight import preflight
     from executor.running import model_of
     from executor.schedule import Schedule
@@ -134,10 +132,9 @@ def _prepare(directory: Path, plan: Path, inputs: Path, model: str | None) -> di
     threads = rank_threads(loaded, sources)
     write_bundle(directory, plan=loaded, captured=captured, threads=threads, shared_disk=False)
     save_file({n: t.cpu().contiguous() for n, t in prepared.tensors.items()}, directory / INPUTS)
-    wanted = loaded.spec.aggregation
     weights = captured.cutter.weights
     places, held = {}, {}
-    found = answer_places(captured, wanted)
+    found = answer_places(captured, loaded.spec.aggregation)
     for name, leaf in found.items():
         if leaf.value is not None and leaf.value in weights:
             held[name] = captured.weight(weights[leaf.value])
@@ -147,7 +144,7 @@ def _prepare(directory: Path, plan: Path, inputs: Path, model: str | None) -> di
     return {
         "num_items": prepared.num_items,
         "symbols": prepared.symbols,
-        "names": named_tensors(captured, wanted),
+        "names": {n: value for n, value in places.items() if value in captured.graph.outputs},
         "places": places,
         "order": [name for name in found if name in held or name in places],
     }

@@ -214,7 +214,8 @@ def forget_peak() -> None:
 
 
 def peak_resident_bytes() -> int:
-    """The most resident memory this process has had."""
+    """The most resident memory this process has had since :func:`forget_peak`, or since its start
+    where that is not to be had."""
     try:
         # Not getrusage where this is: it starts from what the process that started this one had.
         for line in Path("/proc/self/status").read_text().splitlines():
