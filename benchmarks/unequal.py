@@ -50,7 +50,7 @@ from benchmarks.cells import (
     contenders,
     profile_inside,
     settle,
-    without_memory_limits,
+    only_timed,
 )
 from benchmarks.models import MODELS
 from benchmarks.outcomes import Cell, Result, figures, keep, load, picture, table
@@ -79,7 +79,7 @@ def measure(
     there = {(cell.cluster, cell.model) for cell in (load(folder) if folder else [])}
     for cluster_name in clusters:
         asked = Cluster.load(ROOT / "examples" / "clusters" / f"{cluster_name}.yaml")
-        machines = without_memory_limits(asked)
+        machines = only_timed(asked)
         measured = folder and folder / f"{cluster_name}.yaml"
         if measured and measured.exists():
             machines = Cluster.load(measured)
