@@ -48,9 +48,9 @@ from benchmarks.cells import (
     Outcome,
     compete,
     contenders,
+    only_timed,
     profile_inside,
     settle,
-    only_timed,
 )
 from benchmarks.models import MODELS
 from benchmarks.outcomes import Cell, Result, figures, keep, load, picture, table

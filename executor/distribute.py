@@ -7,7 +7,9 @@ they could read. Each goes to each rank that holds it, once, in an order both en
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterator, Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +27,49 @@ WEIGHTS_FILE = "weights.safetensors"
 TAG = 2**20
 """Tag of weight messages: far from those of transfers."""
 
+IN_FLIGHT_BYTES = 16 * 2**20
+"""What rank 0 holds at most of the others' weights at a time, if no single one is larger."""
+
 
 def held_by_root(recipe: Recipe) -> bool:
     """Whether a recipe says that the value must come from rank 0."""
     return "root" in recipe
 
 
-def send_weights(directory: Path, transport: Transport) -> list[Pending]:
-    """Start sending every rank what it lacks; rank 0 calls this before loading its own."""
-    under_way: list[Pending] = []
-    file = directory / WEIGHTS_FILE
-    if not file.exists():
-        return under_way
+def send_weights(directory: Path, transport: Transport) -> None:
+    """Send every rank what it lacks; rank 0 calls this before it loads its own.
+
+    A few at a time, so that rank 0 never holds what belongs to the others: the others must come to
+    read without waiting for rank 0, and have connected what they connect with it.
+
+    Raises:
+        RankFailedError: a rank did not take its weights in time.
+    """
+    under_way: deque[Pending] = deque()
+    held = 0
+    for rank, name, shard in _in_turn(directory):
+        # Opened for each: what is open stays mapped, and counts, page by page.
+        with safe_open(directory / WEIGHTS_FILE, framework="pt") as opened:
+            value = cut(opened.get_tensor(name), shard)
+        held += value.nbytes
+        while under_way and held > IN_FLIGHT_BYTES:
+            held -= transport.finish(under_way.popleft()).nbytes
+        under_way.append(transport.send(value, _message(name, rank)))
+    for one in under_way:
+        transport.finish(one)
+
+
+def _in_turn(directory: Path) -> Iterator[tuple[int, str, Shard | None]]:
+    """Rank, weight and shard of every message: each rank in its order, one of every rank in turn,
+    so that none waits for all of another's."""
+    if not (directory / WEIGHTS_FILE).exists():
+        return
+    lacking = []
     for rank in range(1, dist.get_world_size()):
         own = json.loads((directory / f"rank-{rank}.json").read_text())
-        for name, shard in dict.fromkeys(_lacking(own)):
-            with safe_open(file, framework="pt") as opened:
-                value = cut(opened.get_tensor(name), shard)
-            under_way.append(transport.send(value, _message(name, rank)))
-    return under_way
+        lacking.append([(rank, *one) for one in dict.fromkeys(_lacking(own))])
+    for turn in zip_longest(*lacking):
+        yield from (one for one in turn if one is not None)
 
 
 def _lacking(own: Mapping[str, Any]) -> Iterator[tuple[str, Shard | None]]:

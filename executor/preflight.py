@@ -6,6 +6,7 @@ from collections import defaultdict
 
 import torch
 
+from executor.inputs import RunInputs
 from planner.aggregation import refusal
 from planner.check import check_plan, check_spec
 from planner.findings import EVIDENCE, Finding, Severity, error
@@ -14,6 +15,8 @@ from planner.layout import read
 from planner.planfile import Plan
 from profiler.capture import Captured
 from profiler.errors import InvalidInputError, StalePlanError
+from profiler.expressions import BATCH
+from profiler.graph import ModelGraph
 from profiler.limits import memory_limits
 from profiler.units import format_bytes
 
@@ -89,6 +92,28 @@ def refuse(findings: tuple[Finding, ...]) -> None:
         shown = "\n".join(f"  {f.code}: {f.where}: {f.message}" for f in errors[:6])
         more = f"\n  and {len(errors) - 6} more" if len(errors) > 6 else ""
         raise InvalidInputError(f"the plan cannot be run:\n{shown}{more}")
+
+
+def require_room(plan: Plan, graph: ModelGraph, inputs: RunInputs) -> None:
+    """Refuse more items than the root's host has memory for: of inputs and outputs it holds those
+    of all items, and the plan counts one batch.
+
+    Raises:
+        InvalidInputError: with what they take and what is free now.
+    """
+    batch = plan.inputs.request.batch_size
+    needed = sum(
+        graph.tensor[name].num_bytes({**graph.symbols, **inputs.symbols, BATCH: items}) * sign
+        for items, sign in ((inputs.num_items, 1), (batch, -1))
+        for name in dict.fromkeys((*graph.inputs, *graph.outputs))
+    )
+    _, free = memory_limits()
+    if needed > free:
+        raise InvalidInputError(
+            f"rank 0 holds inputs and outputs of all {inputs.num_items} items: "
+            f"{format_bytes(needed)} more than those of the plan's batch of {batch}, and "
+            f"{format_bytes(free)} are free now: run fewer items at a time"
+        )
 
 
 def _devices(plan: Plan) -> None:

@@ -26,7 +26,7 @@ from executor.delivery import rank_file
 from executor.distribute import RemoteWeights, send_weights
 from executor.pipeline import RankLoop, RankRecord
 from executor.schedule import Interval, Schedule
-from executor.stage import RankBundle, load_stage
+from executor.stage import RankBundle, connect_joins, load_stage
 from executor.throttling import Throttling
 from executor.transport import Transport
 from profiler.allocator import keep_freed_memory, release_library_pages
@@ -77,7 +77,9 @@ def serve(options: RankOptions, control: Control) -> None:
     try:
         transport = Transport(rank=options.rank, timeout_s=options.timeout_s)
         baseline = resident_bytes()
-        under_way = send_weights(options.directory, transport) if options.rank == 0 else []
+        joins = connect_joins(bundle, schedule, rank=options.rank, transport=transport)
+        if options.rank == 0:
+            send_weights(options.directory, transport)
         weights = RemoteWeights(options.directory, transport, rank=options.rank)
         stage = load_stage(
             bundle,
@@ -85,10 +87,8 @@ def serve(options: RankOptions, control: Control) -> None:
             rank=options.rank,
             device=device,
             read=weights.read,
-            transport=transport,
+            joins=joins,
         )
-        for one in under_way:
-            transport.finish(one)
         loaded = resident_bytes()
         loop = RankLoop(schedule, rank=options.rank, stage=stage, transport=transport)
         control.report(
@@ -141,6 +141,7 @@ def _run(loop: RankLoop, command: Message, options: RankOptions) -> Message:
     return {
         "event": "ran",
         **_summary(measured),
+        "beyond_bytes": _beyond_a_batch(loop.schedule, command["items"], inputs or {}, outputs),
         "transfers": loop.transport.log.to_data(),
         "clocks": [[o.seconds, o.error_s] for _, o in sorted(offsets.items())],
         "symbols": command["symbols"],
@@ -179,6 +180,13 @@ def _write_outputs(
     elif names is not None:
         named = {new: whole[old].clone() for new, old in names.items() if old in whole}
         save_file(named, rank_file(path, rank))
+
+
+def _beyond_a_batch(schedule: Schedule, num_items: int, *held: Mapping[str, torch.Tensor]) -> int:
+    """Bytes of inputs and outputs that the rank held and the plan, which counts a batch, did not
+    foresee."""
+    whole = sum(tensor.nbytes for tensors in held for tensor in tensors.values())
+    return max(0, whole - whole * schedule.batch_size // num_items)
 
 
 def _summary(record: RankRecord) -> Message:

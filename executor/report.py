@@ -313,6 +313,7 @@ def _rank(
     if estimate is not None:
         charged_s = estimate.receive_s + estimate.send_s
         expected_s, expected_bytes = estimate.compute_s, float(estimate.memory.total_bytes)
+        expected_bytes += told["beyond_bytes"]
     if prices is not None and where is not None:
         expected_dispatch_s = prices.timings(binding.device).dispatch_s
     parted = None if seen is None else parted_s(seen, charged_s or 0.0)

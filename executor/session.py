@@ -21,7 +21,7 @@ from executor.delivery import kept_items, rank_file
 from executor.inputs import RunInputs, prepare_inputs
 from executor.local import LocalRanks, Message
 from executor.outputs import make_answer, named_tensors
-from executor.preflight import preflight
+from executor.preflight import preflight, require_room
 from executor.report import RunReport, make_report
 from planner.inputs import Sources
 from planner.planfile import Plan
@@ -250,6 +250,7 @@ class Session:
             raise InvalidInputError("the session is closed")
         list(self.schedule.steps(prepared.num_items))
         plan = self.schedule.plan
+        require_room(plan, self.schedule.graph, prepared)
         wanted = plan.spec.aggregation
         names = None
         if wanted.destination is not Destination.ROOT:

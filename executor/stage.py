@@ -58,6 +58,24 @@ class RankBundle:
         )
 
 
+def connect_joins(
+    bundle: RankBundle, schedule: Schedule, *, rank: int, transport: Transport
+) -> StageJoins | None:
+    """Connect the rank to those that divide its stage with it; None where none do.
+
+    Before any of them reads weights: some of these may have to come from rank 0, which reads its
+    own when the others have theirs.
+    """
+    role = schedule.role(rank)
+    if role is None or bundle.program is None or bundle.waits is not None:
+        return None
+    place = schedule.stages[role.place]
+    if place.split != "tensor":
+        return None
+    sockets = StageSockets.connect(transport, place.ranks, rank)
+    return StageJoins(sockets, ranks=place.ranks, rank=rank)
+
+
 def load_stage(
     bundle: RankBundle,
     schedule: Schedule,
@@ -65,12 +83,12 @@ def load_stage(
     rank: int,
     device: torch.device,
     read: Callable[[str, Recipe, Shard | None, torch.Tensor], None],
-    transport: Transport,
+    joins: StageJoins | None = None,
 ) -> StageModule | None:
     """Build the rank's stage and fill its weights; None for a rank without a stage.
 
     ``read`` fills a tensor by a recipe, or with the shard of what that makes. Tied weights of one
-    stage are held once. ``transport`` reaches the ranks that divide the stage with this one.
+    stage are held once. ``joins`` reach the ranks that divide the stage with this one.
     """
     role = schedule.role(rank)
     if role is not None and bundle.waits is not None:
@@ -98,11 +116,6 @@ def load_stage(
             held[key] = value
         return held[key]
 
-    place = schedule.stages[role.place]
-    joins = None
-    if place.split == "tensor":
-        sockets = StageSockets.connect(transport, place.ranks, rank)
-        joins = StageJoins(sockets, ranks=place.ranks, rank=rank)
     return StageModule(
         role=role,
         program=bundle.program,

@@ -26,9 +26,12 @@ from planner.inputs import Sources
 from planner.planfile import Plan
 from profiler.profile import PRELUDE, Profile
 from profiler.refitting import fold_back
+from profiler.sources import Example
+from tests.executor.test_equality import profile_of
 from tests.executor.test_pipeline import line
 from tests.support import loops, running
 from tests.support.captures import captured
+from tests.support.cutting import resized
 from tests.support.small_plans import CHAIN, two_stages
 
 KEYS = ("busy_s", "computed_s", "joined_s", "sent_s", "dispatched_s", "waited_s", "held_s")
@@ -111,6 +114,7 @@ def made(busy: Sequence[float], *, sources: Sources | None, steps: int = 4) -> R
             "step_ends_s": [10.0 * i for i in range(steps)],
             "wall_s": 10.0 * steps,
             "peak_bytes": 100_000_000,
+            "beyond_bytes": 0,
         }
         for share, seconds in zip((2, 1, 1), busy, strict=True)
     ]
@@ -344,3 +348,19 @@ def test_taking_notes_costs_microseconds() -> None:
             log.arrived(message, log.asked(message, log.now()), begun_s=0.0, num_bytes=8)
         best = min(best, (time.thread_time() - begun) / 1000)
     assert best < 10e-6
+
+
+@pytest.mark.distributed
+def test_what_is_held_beyond_a_batch_is_in_the_predicted_memory() -> None:
+    profile, model = profile_of("bert"), captured("bert")
+    plan = running.pipeline(profile)
+    with running.session(plan, model, profile) as session:
+        for num_items in (5, 8, 24):
+            args, kwargs = resized(model, num_items)
+            found = session.run(Example(args=args, kwargs=kwargs))
+            ends = [*args, *kwargs.values(), *found.outputs.values()]
+            beyond = max(0, num_items - 8) * sum(x.nbytes for x in ends if x is not None)
+            for rank, planned in zip(found.report.ranks, plan.estimate.ranks, strict=True):
+                extra = beyond // num_items if rank.rank == 0 else 0
+                expected = planned.memory.total_bytes + extra
+                assert rank.memory_bytes.predicted == pytest.approx(expected, abs=1)

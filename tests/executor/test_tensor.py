@@ -147,22 +147,6 @@ def test_wrong_slices_start_no_process(units: list[int], says: str) -> None:
     assert set(psutil.Process().children()) == children
 
 
-def test_the_root_sends_shards_of_weights_that_no_file_has() -> None:
-    """As when ranks are on other hosts: see ``executor.distribute``."""
-    from executor.distribute import _lacking
-
-    port = {"weight": "w", "shard": {"dim": 0, "runs": [[0, 2]], "whole": [4, 3]}}
-    own = {
-        "recipes": {"w": {"root": "w"}, "v": {"file": "f", "key": "v"}},
-        "program": {"weights": [port, {"weight": "v"}, {"weight": "w"}, {"weight": "constant"}]},
-    }
-    found = list(_lacking(own))
-    assert [name for name, _ in found] == ["w", "w"]
-    assert found[0][1] is not None
-    assert found[0][1].runs == ((0, 2),)
-    assert found[1][1] is None
-
-
 def test_what_the_planner_divides_runs() -> None:
     profile, made = profile_of("bert"), captured("bert")
     plan = planner.plan(
