@@ -14,6 +14,7 @@ from benchmarks.bars import bars_svg
 from benchmarks.records import Record, record
 from planner.request import Objective
 from profiler import documents
+from profiler.profile import Profile
 
 TORCH = "torch pipelining"
 MEASURES = {"one device": "best_single"}
@@ -129,10 +130,12 @@ def load(folder: Path) -> list[Cell]:
     return [Cell.model_validate_json(file.read_text()) for file in files]
 
 
-def keep(cell: Cell, folder: Path) -> None:
-    """Write a cell to a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{cell.cluster}-{cell.model}.json").write_text(cell.model_dump_json(indent=1) + "\n")
+def keep(cell: Cell, profile: Profile, folder: Path) -> None:
+    """Write a cell to a folder; and below it, what its plans were made from."""
+    name = f"{cell.cluster}-{cell.model}.json"
+    (folder / "profiles").mkdir(parents=True, exist_ok=True)
+    profile.dump(folder / "profiles" / name)
+    (folder / name).write_text(cell.model_dump_json(indent=1) + "\n")
 
 
 def figures(cells: Sequence[Cell], *, unequal: Sequence[str]) -> list[Record]:

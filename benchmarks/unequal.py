@@ -13,9 +13,9 @@ For each objective: the plan that apportion makes; layers split evenly, by memor
 fastest device alone; ``torch.distributed.pipelining`` where it can run the model; layers filled in
 order by bytes, one device busy at a time (what ``device_map`` does).
 
-With ``--cells`` every cell is kept there when it is measured, with the cluster's measured links;
-those kept before are not measured again, and the figures are over all of them: an hour's comparison
-can be continued.
+With ``--cells`` every cell is kept there when it is measured, with its profile and the cluster's
+measured links; those kept before are not measured again, and the figures are over all of them: an
+hour's comparison can be continued.
 
 ``compute_bound_efficiency_min``: of apportion's plans for throughput where a stage is the
 bottleneck, what its devices take alone on their stages over what a batch takes. The limit is
@@ -62,6 +62,7 @@ from planner.request import Objective
 from profiler.capture import capture
 from profiler.cluster import Cluster
 from profiler.documents import digest
+from profiler.profile import Profile
 from profiler.sources import load_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -86,25 +87,26 @@ def measure(
         for model in models:
             if (cluster_name, model) in there:
                 continue
-            cell, machines = _measured(machines, cluster_name, model, quick=quick)
+            cell, profile = _measured(machines, cluster_name, model, quick=quick)
             if abs(cell.machine_off) > MOVED:
                 print(
                     f"{cluster_name} x {model}: computing alone is {100 * cell.machine_off:+.0f} % "
                     f"off its profile (at most {100 * MOVED:.0f} %): measured again",
                     file=sys.stderr,
                 )
-                cell, machines = _measured(machines, cluster_name, model, quick=quick)
+                cell, profile = _measured(machines, cluster_name, model, quick=quick)
                 cell = cell.model_copy(update={"again": True})
+            machines = profile.cluster
             if folder and measured:
-                keep(cell, folder)
+                keep(cell, profile, folder)
                 machines.dump(measured)
             yield cell
 
 
 def _measured(
     machines: Cluster, cluster_name: str, model: str, *, quick: bool
-) -> tuple[Cell, Cluster]:
-    """One cell, and the cluster with its measured links for the next."""
+) -> tuple[Cell, Profile]:
+    """One cell, and what its plans are made from: the links are for the next."""
     with (
         tempfile.TemporaryDirectory(prefix="apportion-unequal-") as temporary,
         emulated(machines) as hosts,
@@ -119,7 +121,7 @@ def _measured(
             budget_s=4.0 if quick else 20.0,
         )
         ground = Ground(hosts=hosts, profile=profile, captured=captured)
-        return _cell(ground, cluster_name, model, quick=quick), profile.cluster
+        return _cell(ground, cluster_name, model, quick=quick), profile
 
 
 def _cell(ground: Ground, cluster: str, model: str, *, quick: bool) -> Cell:

@@ -37,6 +37,10 @@ EVIDENCE_FRACTION = 0.5
 """Of the time limit that may go into pricing alternatives, on top."""
 
 
+UNUSED_FRACTION = 0.1
+"""Of its time, what a search leaves that has stopped by itself: CP-SAT ends somewhat before its
+limit when time was what it lacked."""
+
 SERIES_WORK = 1.5e8
 """As ``options.MAX_WORK``, for each of a series of searches, and for pipelines side by side."""
 
@@ -285,6 +289,7 @@ class Search:
                 _ruled_out(math.inf), status=SolveStatus.INFEASIBLE, bound_s=None
             )
             return
+        begun = time.monotonic()
         name, result = solve(
             problem,
             cost=cost,
@@ -298,7 +303,7 @@ class Search:
             ),
         )
         self.results[problem.microbatch] = result
-        if time.monotonic() < deadline:
+        if deadline - time.monotonic() > UNUSED_FRACTION * (deadline - begun):
             self.ended.add(problem.microbatch)
         self.solver_names[name] = None
         self.candidates += result.candidates

@@ -35,6 +35,8 @@ PORT = 29500
 """Where the first host's agent listens; ``--port`` takes another."""
 GRACE_S = 15.0
 """After a first failure, how long the other hosts may go on: to report what they know."""
+AGENTS_LEVEL = "LOGLEVEL"
+"""The variable that sets how much torchrun's agents log."""
 STOP_S = 5.0
 """How long processes may take to end when asked to."""
 
@@ -64,7 +66,7 @@ def torchrun_command(
     nodes = ranked(hosts)
     host = nodes[node]
     limited = hosts.limited(host.name, argv)
-    program = ["sh", "-c", REPORT, "sh", str(statuses), *limited]
+    program = [*_unset(), "sh", "-c", REPORT, "sh", str(statuses), *limited]
     agent = [
         *(sys.executable, "-m", "torch.distributed.run"),
         *("--nnodes", str(len(nodes))),
@@ -194,7 +196,15 @@ def _environment(hosts: EmulatedHosts, host: HostLayout) -> dict[str, str]:
         found.setdefault("OMP_NUM_THREADS", "1")
     # Addresses here have no names; torch would warn of that once for every connection.
     found.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # The first agent has the others' store: where it ends before they have seen that all are done,
+    # they log an error, with a trace, of a run that succeeded. What ranks end with is said anyway.
+    found.setdefault(AGENTS_LEVEL, "CRITICAL")
     return found
+
+
+def _unset() -> tuple[str, ...]:
+    """What keeps from the ranks what is meant for their agents."""
+    return () if AGENTS_LEVEL in os.environ else ("env", "-u", AGENTS_LEVEL)
 
 
 def _wait(agents: Mapping[str, subprocess.Popen[bytes]], grace_s: float) -> str | None:

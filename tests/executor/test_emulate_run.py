@@ -104,6 +104,18 @@ def test_the_first_failure_counts_and_output_is_kept_apart(
     assert [hosts.num_processes(name) for name in ("a", "b")] == [0, 0]
 
 
+def test_agents_say_nothing_of_a_run_that_succeeded(
+    hosts: EmulatedHosts, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # Host a, whose agent has the store of all, is done last: it ends before the others know.
+    script = 'sleep $((1 - RANK > 0)); echo "level ${LOGLEVEL-unset}"'
+    ended = launch.run_on_all(hosts, ["sh", "-c", script])
+    assert ended == launch.Ended(status=0)
+    out, err = capfd.readouterr()
+    assert out == "level unset\n"
+    assert set(err.splitlines()) == {"b: level unset"}
+
+
 def test_a_rank_out_of_memory_is_named_by_its_host(hosts: EmulatedHosts) -> None:
     script = f'[ $RANK = 2 ] || exec sleep 1000; exec {sys.executable} -S -c "$1"'
     with pytest.raises(RankFailedError, match=r"host b ran out of memory: .* its limit of 64\.0"):
