@@ -23,7 +23,7 @@ from executor.emulate import EmulatedHosts
 from executor.session import StartedRanks
 from planner import Plan, PlanRequest, plan
 from planner.inputs import Sources
-from planner.request import Objective, Pin
+from planner.request import Limits, Objective, Pin
 from planner.rules import in_proportion
 from profiler.bench import example_inputs
 from profiler.capture import Captured
@@ -37,6 +37,9 @@ SEQUENTIAL = "device map order"
 """Layers in order on devices filled evenly by bytes, one device busy at a time."""
 
 APPORTION = "apportion"
+
+SEARCH_S = 60.0
+"""For one plan: ResNet-50 on hosts that share a wire takes half of it on two free cores."""
 
 LEAST_REPEATS = 2
 """Turns that every plan takes part in."""
@@ -157,7 +160,8 @@ def contenders(profile: Profile, *, batch_size: int) -> list[Contender]:
     """
     found: list[Contender] = []
     for objective in (Objective.THROUGHPUT, Objective.LATENCY):
-        request = PlanRequest(objective=objective, batch_size=batch_size)
+        limits = Limits(time_s=SEARCH_S)
+        request = PlanRequest(objective=objective, batch_size=batch_size, limits=limits)
         found.append(Contender(name=APPORTION, objective=objective, plan=plan(profile, request)))
         for name, wishes in by_hand(profile, request).items():
             tried = [_planned(profile, wish, name, objective) for wish in wishes]
