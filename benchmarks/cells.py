@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -292,12 +292,14 @@ class Resting:
     def suspend(self) -> None:
         """Stop the ranks."""
         for rank in self.ranks:
-            rank.suspend()
+            with suppress(psutil.NoSuchProcess):  # a rank that failed is for the session to tell
+                rank.suspend()
 
     def resume(self) -> None:
         """Let the ranks go on."""
         for rank in self.ranks:
-            rank.resume()
+            with suppress(psutil.NoSuchProcess):
+                rank.resume()
 
     @contextmanager
     def awake(self) -> Iterator[Session]:

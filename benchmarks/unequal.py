@@ -10,7 +10,7 @@ up and run in turn; medians over repeats count, ``same_plan_twice_worst`` is wha
 makes of two medians of one plan.
 
 For each objective: the plan that apportion makes; layers split evenly, by memory, by speed; the
-fastest device alone; ``torch.distributed.pipelining`` where it can run the model; layers filled in
+best device alone; ``torch.distributed.pipelining`` where it can run the model; layers filled in
 order by bytes, one device busy at a time (what ``device_map`` does).
 
 With ``--cells`` every cell is kept there when it is measured, with its profile and the cluster's
@@ -23,7 +23,7 @@ measured with each of the turns: all ranks compute, and nothing is sent.
 ``compute_bound_with_messages_min``: the same with the messages in the limit for which a rationed
 processor has to stop computing; ``compute_bound_of_profile_min``: the limit as profiled.
 ``computing_off_profile_worst``, ``one_device_error_worst``: how far computing alone, and the
-fastest device's, whose messages hardly count, is off the profile: what the machine itself changed.
+best single device's, whose messages hardly count, is off the profile: what the machine itself changed.
 ``machine_off_worst``: the worse of these; a cell that is off by more than :data:`MOVED` is measured
 again, profile and all, once, and the second counts (``again``: how many).
 ``link_bound_efficiency_min``: where a wire is, bytes moved over it, of what its measured bandwidth

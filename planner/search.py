@@ -36,7 +36,6 @@ LEAST_FRACTION = 0.05
 EVIDENCE_FRACTION = 0.5
 """Of the time limit that may go into pricing alternatives, on top."""
 
-
 UNUSED_FRACTION = 0.1
 """Of its time, what a search leaves that has stopped by itself: CP-SAT ends somewhat before its
 limit when time was what it lacked."""

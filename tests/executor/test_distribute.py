@@ -45,7 +45,8 @@ def posted(
 ) -> Post:
     """What rank 0 sends if ranks 1, 2, ... ask for these ports."""
     save_file(weights, directory / WEIGHTS_FILE)
-    recipes = {name: {"root": name} for name in weights}
+    recipes: dict[str, Any] = {name: {"root": name} for name in weights}
+    recipes["in a file"] = {"file": "f", "key": "v"}
     for rank, ports in enumerate(lacking, 1):
         own = {"recipes": recipes, "program": {"weights": ports}}
         (directory / f"rank-{rank}.json").write_text(json.dumps(own))
@@ -99,7 +100,13 @@ def test_a_rank_gets_its_shards_and_each_of_them_once(
 ) -> None:
     whole = torch.arange(12.0).reshape(4, 3)
     shard = {"dim": 0, "runs": [[0, 2]], "whole": [4, 3]}
-    ports = [{"weight": "w", "shard": shard}, {"weight": "w"}, {"weight": "w"}, {"weight": "no"}]
+    ports = [
+        {"weight": "w", "shard": shard},
+        {"weight": "in a file"},
+        {"weight": "w"},
+        {"weight": "w"},
+    ]
+    ports.append({"weight": "constant"})  # it has no recipe
     post = posted(tmp_path, {"w": whole}, [ports], monkeypatch)
     first, second = (value for _, _, value in post.sent)
     assert torch.equal(first, whole[:2])

@@ -105,8 +105,9 @@ def test_the_first_failure_counts_and_output_is_kept_apart(
 
 
 def test_agents_say_nothing_of_a_run_that_succeeded(
-    hosts: EmulatedHosts, capfd: pytest.CaptureFixture[str]
+    hosts: EmulatedHosts, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("LOGLEVEL", raising=False)
     # Host a, whose agent has the store of all, is done last: it ends before the others know.
     script = 'sleep $((1 - RANK > 0)); echo "level ${LOGLEVEL-unset}"'
     ended = launch.run_on_all(hosts, ["sh", "-c", script])
