@@ -22,8 +22,8 @@ bottleneck, what its devices take alone on their stages over what a batch takes.
 measured with each of the turns: all ranks compute, and nothing is sent.
 ``compute_bound_with_messages_min``: the same with the messages in the limit for which a rationed
 processor has to stop computing; ``compute_bound_of_profile_min``: the limit as profiled.
-``computing_off_profile_worst``, ``one_device_error_worst``: how far computing alone, and the
-best single device's, whose messages hardly count, is off the profile: what the machine itself changed.
+``computing_off_profile_worst``, ``one_device_error_worst``: how far computing alone, and the best
+single device, whose messages hardly count, is off the profile: what the machine itself changed.
 ``machine_off_worst``: the worse of these; a cell that is off by more than :data:`MOVED` is measured
 again, profile and all, once, and the second counts (``again``: how many).
 ``link_bound_efficiency_min``: where a wire is, bytes moved over it, of what its measured bandwidth
