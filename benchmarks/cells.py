@@ -41,6 +41,12 @@ APPORTION = "apportion"
 SEARCH_S = 60.0
 """For one plan: ResNet-50 on hosts that share a wire takes half of it on two free cores."""
 
+RULES_SEARCH_S = 5.0
+"""For a plan whose layers are all pinned: the rest would go into what else was possible."""
+
+LEAST_BATCHES = 8
+"""In a row, for the time between two: the first three and the last do not count."""
+
 LEAST_REPEATS = 2
 """Turns that every plan takes part in."""
 
@@ -213,7 +219,8 @@ def _pinned(profile: Profile, request: PlanRequest, counts: Sequence[int]) -> Pl
     for device, count in zip(profile.cluster.device, counts, strict=True):
         pins += [Pin(layers=f"={name}", device=device) for name in names[first : first + count]]
         first += count
-    return request.model_copy(update={"pins": tuple(pins)})
+    limits = request.limits.model_copy(update={"time_s": RULES_SEARCH_S})
+    return request.model_copy(update={"pins": tuple(pins), "limits": limits})
 
 
 def _alone_s(profile: Profile, device: str) -> float:
@@ -332,7 +339,7 @@ def _measured(
 
 def _batches(wanted: float) -> int:
     """How many batches follow each other in a measurement."""
-    return max(5, min(200, round(wanted)))
+    return max(LEAST_BATCHES, min(200, round(wanted)))
 
 
 def settle(seconds: float = 1.0) -> None:

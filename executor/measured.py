@@ -98,6 +98,24 @@ def blocks_of(seconds: Sequence[float]) -> list[tuple[int, int]]:
     return [*blocks[:-1], (blocks[-1][0], len(seconds))]
 
 
+def period_of(ends_s: Sequence[Sequence[float]], *, filling: int) -> float | None:
+    """Seconds between finished batches, from when each rank was through with each of them.
+
+    ``ends_s`` are on one clock. A batch is through when its last rank is: ranks that are ahead
+    may run in bursts. The first batch fills the pipeline, ``filling`` more may end while what
+    they send is still under way, and the last may be short: all are left out, as far as two are
+    left. None for fewer than three batches.
+
+    >>> period_of([[1, 2, 3, 3.5, 4], [2, 4, 5.5, 7.5, 8]], filling=1)
+    1.75
+    """
+    through: list[float] = [max(ends) for ends in zip(*ends_s, strict=True)][:-1]
+    if len(through) < 2:
+        return None
+    first = min(filling, len(through) - 2)
+    return (through[-1] - through[first]) / (len(through) - 1 - first)
+
+
 def rank_evidence(
     schedule: Schedule,
     rank: int,

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from executor.links import LinkTime, Offset, link_times
-from executor.measured import RankFigures, rank_evidence, rank_figures
+from executor.measured import RankFigures, period_of, rank_evidence, rank_figures
 from executor.schedule import JOINED, Schedule
 from planner.actual import OFF
 from planner.inputs import Sources
@@ -182,8 +182,10 @@ def make_report(
     root = ran[schedule.root]
     steps = len(root["step_ends_s"])
     full_steps = num_items % schedule.batch_size == 0
-    period = _period(schedule, ran) if steps >= 3 else None
     wall = float(root["wall_s"])
+    offsets = {rank: Offset(*clock) for rank, clock in enumerate(root["clocks"])}
+    ends = [[at - offsets[r].seconds for at in ran[r]["step_ends_s"]] for r in schedule.stage_of]
+    period = period_of(ends, filling=plan.spec.schedule.depth)
     one_batch = steps == 1 and num_items == schedule.batch_size
     rate = (
         schedule.batch_size / period
@@ -192,7 +194,6 @@ def make_report(
     )
     prices = None if sources is None else Prices(sources.profile, sources.cluster)
     figures = [rank_figures(one) for one in ran]
-    offsets = {rank: Offset(*clock) for rank, clock in enumerate(root["clocks"])}
     links = link_times([one["transfers"] for one in ran], offsets)
     evidence = _evidence(schedule, figures, links, root["symbols"], num_items, alone=steps == 1)
     seen = {one.rank: one for one in evidence.ranks}
@@ -230,21 +231,6 @@ def make_report(
 
 def _repeats(steps: int, schedule: Schedule, num_items: int) -> int:
     return max(1, steps // max(1, -(-num_items // schedule.batch_size)))
-
-
-def _period(schedule: Schedule, ran: Sequence[Mapping[str, Any]]) -> float | None:
-    """Slope of the ends of the steps on the ranks that compute, the slowest of them.
-
-    The first step fills the pipeline, ``depth`` more may end while what they send is still under
-    way, and the last may be short: all are left out, if two are left.
-    """
-    slopes = []
-    for rank in schedule.stage_of:
-        ends = ran[rank]["step_ends_s"][:-1]
-        if len(ends) >= 2:
-            first = min(schedule.plan.spec.schedule.depth, len(ends) - 2)
-            slopes.append((ends[-1] - ends[first]) / (len(ends) - 1 - first))
-    return max(slopes, default=None)
 
 
 def _stages(schedule: Schedule, figures: Sequence[RankFigures | None]) -> Iterator[StageReport]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from planner.figures import Figures
-from planner.latency import StageCost, crowded_s
+from planner.latency import StageCost, crowded_inputs, crowded_s
 from planner.memory import empty_root_memory
 from planner.pipeline_cost import PipelineCost, PipelinePrice, RankCost
 from planner.problem import PlanningProblem
@@ -90,8 +90,11 @@ class CostModel:
             name = self.problem.wire(root, device)
             wires[name] = wires.get(name, 0.0) + seconds
         num_microbatches = sum(pipeline.num_microbatches for pipeline in priced)
+        crowds: dict[tuple[int, int | None], tuple[float, float]] = {}
+        if len(priced) > 1:
+            crowds = crowded_inputs(flow for x in priced for flow in x.input_flows())
         for pipeline in priced:
-            pipeline.settle(num_microbatches)
+            pipeline.settle(num_microbatches, crowds)
         ranks = [rank for pipeline in priced for rank in pipeline.ranks]
         costs = tuple(pipeline.cost() for pipeline in priced)
         busy = [stage.batch_s for cost in costs for stage in cost.stages]

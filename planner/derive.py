@@ -144,6 +144,7 @@ def _latency_s(
         source, target = move.transfer.source, move.transfer.target
         ways = answers if target == OUTPUT else into[target]
         ways.setdefault(source, []).append(move)
+    beside = _beside_other_inputs(layout, found)
     passed: dict[str, _Passage] = {INPUT: _Passage(0.0, 0.0)}
     remains: dict[tuple[str, str], float] = {}
     order = _in_order(layout, into)
@@ -153,6 +154,8 @@ def _latency_s(
         firsts, lasts = [own.duration_s], [own.duration_s]
         for source, coming in into[stage.place].items():
             arrived = _through_link(passed[source], coming)
+            if source == INPUT and stage.place in beside:
+                arrived = _no_earlier(arrived, beside[stage.place], coming)
             remains_s = own.duration_s - _begun_s(stage, source, coming, prices)
             remains[source, stage.place] = remains_s
             firsts.append(arrived.first_s + remains_s)
@@ -169,6 +172,46 @@ def _latency_s(
             way_s += onward.get(stage.place, 0.0)
             onward[source] = max(onward.get(source, 0.0), way_s)
     return max([*ends, *_crowds(layout, found, passed, remains, onward)])
+
+
+def _beside_other_inputs(layout: Layout, found: Sequence[Move]) -> dict[str, _Passage]:
+    """When a stage has its first and its last inputs, if they share a wire with those of other
+    pipelines. Each connection gets an equal part of the wire."""
+    once: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    ranks: dict[str, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
+    counts: dict[str, int] = {}
+    owner: dict[str, int] = {}
+    for move in found:
+        place = move.transfer.target
+        if move.transfer.source != INPUT or place == OUTPUT:
+            continue
+        counts[place], owner[place] = move.count, pipeline_of(move.transfer, layout)
+        for message in move.messages:
+            if message.wire:
+                once[message.wire][place] += message.time_s
+                ranks[message.wire][place].add(message.target)
+    latest: dict[str, _Passage] = {}
+    for wire, users in once.items():
+        if len({owner[place] for place in users}) == 1:
+            continue
+        for place, seconds in users.items():
+            first_s, last_s = seconds, counts[place] * seconds
+            mine_s = seconds / len(ranks[wire][place])
+            for other, theirs in users.items():
+                if other != place:
+                    meanwhile_s = mine_s * len(ranks[wire][other])
+                    under_way = min(counts[other], layout.depth)
+                    first_s += min(meanwhile_s, under_way * theirs)
+                    last_s += min(counts[place] * meanwhile_s, counts[other] * theirs)
+            known = latest.get(place, _Passage(0.0, 0.0))
+            latest[place] = _Passage(max(known.first_s, first_s), max(known.last_s, last_s))
+    return latest
+
+
+def _no_earlier(arrived: _Passage, least: _Passage, ways: Sequence[Move]) -> _Passage:
+    first_s = max(arrived.first_s, least.first_s)
+    again_s = (ways[0].count - 1) * _duration_s(ways)
+    return _Passage(first_s, max(arrived.last_s, first_s + again_s, least.last_s))
 
 
 def _crowds(

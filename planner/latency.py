@@ -3,8 +3,10 @@ microbatches in order (``docs/cost-model.md``, time of one batch)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from planner.memory import BUFFER_DEPTH
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +47,8 @@ class HopCost:
     """All tensors from one stage to another (None: input, output), seconds a move.
 
     ``rest_s`` is what the target has still to compute when it first reads any of them.
+    ``crowd`` is when the first and the last are there at the earliest, for those that share a wire
+    with inputs of other pipelines.
     """
 
     source: int | None
@@ -52,6 +56,34 @@ class HopCost:
     duration_s: float
     rest_s: float
     runs: int
+    crowd: tuple[float, float] = (0.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputFlow:
+    """What a stage is sent of the model's inputs over one wire: seconds a microbatch, how many
+    microbatches, how many connections these take. ``pipeline`` and ``stage`` are whose."""
+
+    pipeline: int
+    stage: int
+    wire: str
+    once_s: float
+    runs: int
+    connections: int
+
+    def arrives(self, others: Sequence[InputFlow]) -> tuple[float, float]:
+        """When the first and the last microbatch are there, while ``others`` are under way too.
+
+        Connections get equal parts of a wire. Beside the first, others have no more on their way
+        than is received ahead of computing; beside the last, all of theirs counts.
+        """
+        whole_s, each = self.runs * self.once_s, 1 / self.connections
+        first_s, last_s = self.once_s, whole_s
+        for x in others:
+            ahead_s = min(x.runs, BUFFER_DEPTH) * x.once_s
+            first_s += min(x.connections * each * self.once_s, ahead_s)
+            last_s += min(x.connections * each * whole_s, x.runs * x.once_s)
+        return first_s, last_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +139,22 @@ class BatchTimes:
         return hop.rest_s + self._onward[hop.target]
 
 
+def crowded_inputs(flows: Iterable[InputFlow]) -> dict[tuple[int, int | None], tuple[float, float]]:
+    """When the first and the last inputs are there, by pipeline and stage, for those that share a
+    wire with another pipeline's. All leave at the start."""
+    by_wire: dict[str, list[InputFlow]] = {}
+    for flow in flows:
+        by_wire.setdefault(flow.wire, []).append(flow)
+    found: dict[tuple[int, int | None], tuple[float, float]] = {}
+    for every in by_wire.values():
+        if len({x.pipeline for x in every}) > 1:
+            for at, flow in enumerate(every):
+                first_s, last_s = flow.arrives([*every[:at], *every[at + 1 :]])
+                known = found.get((flow.pipeline, flow.stage), (0.0, 0.0))
+                found[flow.pipeline, flow.stage] = max(known[0], first_s), max(known[1], last_s)
+    return found
+
+
 def crowded_s(uses: Sequence[tuple[int, str, WireUse]]) -> float:
     """The least time of a batch for wires on which several pipelines send.
 
@@ -140,5 +188,6 @@ def _through_stage(stage: StageCost, ends: Sequence[tuple[float, float]]) -> tup
 
 def _through_hop(hop: HopCost, start: tuple[float, float]) -> tuple[float, float]:
     """First and last microbatch behind a hop, from first and last before it."""
-    first = start[0] + hop.duration_s
-    return first, max(start[1] + hop.duration_s, first + (hop.runs - 1) * hop.duration_s)
+    first = max(start[0] + hop.duration_s, hop.crowd[0])
+    through = first + (hop.runs - 1) * hop.duration_s
+    return first, max(start[1] + hop.duration_s, through, hop.crowd[1])

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from planner.figures import Figures
 from planner.flows import Flow, find_flows
-from planner.latency import BatchTimes, HopCost, StageCost, WireUse
+from planner.latency import BatchTimes, HopCost, InputFlow, StageCost, WireUse
 from planner.memory import Holding, stage_rank_memory
 from planner.planfile import RankMemory
 from planner.problem import PlanningProblem
@@ -78,9 +78,13 @@ class PipelinePrice:
             self._arriving.setdefault(flow.target, []).append(flow)
             self._departing.setdefault(flow.source, []).append(flow)
 
-    def settle(self, num_microbatches: int) -> None:
-        """Work out stages and times; all pipelines together take ``num_microbatches``."""
+    def settle(
+        self, num_microbatches: int, crowds: Mapping[tuple[int, int | None], tuple[float, float]]
+    ) -> None:
+        """Work out stages and times; all pipelines together take ``num_microbatches``, and
+        ``crowds`` are those of :func:`planner.latency.crowded_inputs`."""
         self.stages, self.ranks = self._stages(num_microbatches - self.num_microbatches)
+        alone = (0.0, 0.0)
         self._hops = {
             (source, target): HopCost(
                 source=source,
@@ -88,6 +92,7 @@ class PipelinePrice:
                 duration_s=_duration(messages, self.problem),
                 rest_s=self._rest_s(source, target),
                 runs=self._runs(source, target),
+                crowd=crowds.get((self.number, target), alone) if source is None else alone,
             )
             for (source, target), messages in self.hops.items()
         }
@@ -101,6 +106,26 @@ class PipelinePrice:
             for x in stage.slices:
                 for message in exchanged(self.figures, x, stage.devices, stage.shares[0]):
                     yield Message(*message, self.num_microbatches)
+
+    def input_flows(self) -> Iterator[InputFlow]:
+        """What its stages are sent of the model's inputs, by wire."""
+        for (source, target), messages in self.hops.items():
+            if source is not None or target is None:
+                continue
+            by_wire: dict[str, list[Message]] = {}
+            for message in messages:
+                if message.source != message.target:
+                    name = self.problem.wire(message.source, message.target)
+                    by_wire.setdefault(name, []).append(message)
+            for wire, together in by_wire.items():
+                yield InputFlow(
+                    pipeline=self.number,
+                    stage=target,
+                    wire=wire,
+                    once_s=sum(message.seconds for message in together),
+                    runs=self._runs(source, target),
+                    connections=len({message.target for message in together}),
+                )
 
     def cost(self) -> PipelineCost:
         """The pipeline's own figures."""

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from executor.measured import BLOCK_S, rank_figures
+from executor.measured import BLOCK_S, period_of, rank_figures
 from executor.report import Compared, LinkReport, RunReport, make_report
 from executor.report_text import report_lines
 from executor.schedule import Schedule
@@ -44,6 +44,23 @@ def told(pieces: Sequence[tuple[int, float]], **others: float) -> dict[str, Any]
         **{key: [others.get(key, 0.0)] * len(pieces) for key in KEYS},
         "busy_s": [seconds for _, seconds in pieces],
     }
+
+
+class TestPeriod:
+    """The time between finished batches."""
+
+    def test_a_burst_of_a_rank_that_was_held_is_not_the_pipeline(self) -> None:
+        ahead = [0.0, 1.0, 2.0, 2.1, 4.5, 4.6, 6.5, 7.5]
+        last = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
+        assert period_of([ahead, last], filling=2) == pytest.approx(1.0)
+
+    def test_of_pipelines_side_by_side_the_slower_counts(self) -> None:
+        fast, slow = [float(i) for i in range(9)], [3.0 + 1.5 * i for i in range(9)]
+        assert period_of([fast, slow], filling=2) == pytest.approx(1.5)
+
+    def test_takes_three_batches(self) -> None:
+        assert period_of([[1.0, 2.0]], filling=2) is None
+        assert period_of([[1.0, 2.0, 4.0]], filling=2) == 1.0
 
 
 class TestRankFigures:

@@ -12,7 +12,13 @@ from planner.solvers.base import Assignment, PipelineAssignment, StageAssignment
 from profiler.cluster import Link
 from profiler.graph import ModelGraph
 from profiler.profile import PRELUDE, Measurement, Profile
-from tests.support.builders import chain_graph, make_cluster, make_graph, make_profile
+from tests.support.builders import (
+    chain_graph,
+    inputs_on_one_wire,
+    make_cluster,
+    make_graph,
+    make_profile,
+)
 
 GIB = 2**30
 
@@ -287,6 +293,22 @@ def test_pipelines_take_turns_on_a_wire_that_they_share() -> None:
     cost = CostModel(problem).evaluate(apart)
     assert cost.pipelines[0].latency_s == pytest.approx(0.032 + 5 + 0.1)
     assert cost.latency_s == pytest.approx(0.032 + 5 + 2 * 0.1)
+
+
+def test_inputs_of_pipelines_part_a_wire_that_they_share() -> None:
+    # A microbatch of two items takes 0.064 s alone, for b and c together as for d.
+    profile = inputs_on_one_wire(two_s=5.0, one_s=0.001)
+    problem = PlanningProblem.build(profile, PlanRequest(batch_size=14), microbatch=2)
+    assignment = Assignment(
+        pipelines=tuple(
+            PipelineAssignment(items=n, stages=(stage("0", d, s),), routing=Routing.RELAY)
+            for n, d, s in ((8, "bc", (1, 1)), (6, "d", (2,)))
+        )
+    )
+    cost = CostModel(problem).evaluate(assignment)
+    # b and c have two of three connections; d's last is there with all of the batch.
+    assert cost.pipelines[0].latency_s == pytest.approx(0.064 + 0.032 + 4 * 5 + 2 * 0.0001)
+    assert cost.pipelines[1].latency_s == pytest.approx(7 * 0.064 + 2 * 0.001 + 0.0002)
 
 
 def test_the_last_partial_microbatch_counts_as_a_whole_one() -> None:

@@ -10,7 +10,14 @@ from planner.request import PlanRequest
 from profiler.cluster import Link
 from profiler.graph import ModelGraph
 from profiler.profile import DeviceTimings, Measurement, Profile
-from tests.support.builders import GIB, chain_graph, make_cluster, make_graph, make_profile
+from tests.support.builders import (
+    GIB,
+    chain_graph,
+    inputs_on_one_wire,
+    make_cluster,
+    make_graph,
+    make_profile,
+)
 from tests.support.plans import Part, make_plan
 
 # A message of n float32 x 256 takes 0.1 s + 1024 n B / 10240 B/s = 0.1 (n + 1) s; half of it
@@ -181,6 +188,23 @@ def test_pipelines_share_wires_and_run_side_by_side() -> None:
     assert found.busy_s["pipeline0.stage0"] == pytest.approx(12.0 + 0.5 * (into_b + 0.3))
     assert found.busy_s["pipeline1.stage0"] == pytest.approx(8 + into_b / 2 + 0.15)
     assert found.latency_s == pytest.approx(12.0)
+
+
+@pytest.mark.parametrize(
+    ("two_s", "latency_s"),
+    [(5.0, 0.064 + 0.032 + 4 * 5 + 2 * 0.0001), (0.001, 7 * 0.064 + 2 * 0.001 + 0.0002)],
+)
+def test_inputs_of_pipelines_part_a_wire_that_they_share(two_s: float, latency_s: float) -> None:
+    # b and c get half of two items each, four times, d three times two; 0.064 s alone.
+    profile = inputs_on_one_wire(two_s=two_s, one_s=0.001)
+    plan = make_plan(
+        profile,
+        [Part(layers=[0], devices=["h/b", "h/c"], shares=[1, 1])],
+        [Part(layers=[0], devices=["h/d"])],
+        items=[8, 6],
+        request=PlanRequest(batch_size=14, microbatch_size=2),
+    )
+    assert rederive(plan, profile).latency_s == pytest.approx(latency_s)
 
 
 def test_the_prelude_is_paid_once_by_every_stage_that_uses_it() -> None:

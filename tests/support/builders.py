@@ -193,3 +193,23 @@ def make_profile(
             torch="2.13.0", python="3.11", dtype="float32", processor="test", load_average=0.0
         ),
     )
+
+
+def inputs_on_one_wire(*, two_s: float, one_s: float) -> Profile:
+    """One layer, ``a`` the root; ``b`` and ``c`` compute an item in ``two_s``, ``d`` in ``one_s``.
+
+    An item's input takes 0.032 s on the one wire to all three, its answer 0.0001 s on wires apart.
+    """
+    out = [
+        Link(source="h/a", target=f"h/{d}", latency_s=0.0, bytes_per_s=1000.0, shares="out")
+        for d in "bcd"
+    ]
+    back = [
+        Link(source=f"h/{d}", target="h/a", latency_s=0.0, bytes_per_s=1e6, shares=f"from {d}")
+        for d in "bcd"
+    ]
+    return make_profile(
+        make_graph([], 1, floats_per_item=25),
+        make_cluster(dict.fromkeys("abcd", GIB), links=(*out, *back)),
+        seconds={"a": [9.0], "b": [two_s], "c": [two_s], "d": [one_s]},
+    )
