@@ -70,13 +70,14 @@ def main() -> None:
         if pid == 0:
             _be_rank(order, rank, fd)
         children[pid] = rank
-    with os.fdopen(order["status"], "w", encoding="utf-8") as status:
-        while children:
-            pid, code = os.wait()
-            if pid in children:
-                exited = {"rank": children.pop(pid), "status": os.waitstatus_to_exitcode(code)}
-                status.write(json.dumps(exited) + "\n")
-                status.flush()
+    while children:
+        pid, code = os.wait()
+        if pid in children:
+            exited = {"rank": children.pop(pid), "status": os.waitstatus_to_exitcode(code)}
+            try:
+                os.write(order["status"], json.dumps(exited).encode() + b"\n")
+            except BrokenPipeError:  # the caller is gone, and nobody is there to be told
+                os._exit(1)
     # Nothing is left to clean up; tearing torch down would take longer than the run's end should.
     os._exit(0)
 

@@ -115,7 +115,12 @@ def plan(  # noqa: PLR0913  (one parameter a flag)
         Receiver | None, typer.Option(help="Who gets the answer; default: root.")
     ] = None,
     solver: Annotated[str | None, typer.Option(help="Solver by name; default: the best.")] = None,
-    time_limit: Annotated[float | None, typer.Option(help="Seconds to search at most.")] = None,
+    time_limit: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds to search at most; why not otherwise takes up to as long again."
+        ),
+    ] = None,
     request: Annotated[
         Path | None, typer.Option(help="Request file (YAML); flags win over it.")
     ] = None,

@@ -74,7 +74,9 @@ class Forbid(Record):
 
 
 class Limits(Record):
-    """How long and with what seed to search. One worker: the same plan every time."""
+    """How long and with what seed to search. One worker: the same plan every time, unless time
+    runs out first. What the plan's record says beside it (why devices are idle, what wishes cost)
+    takes up to as long again."""
 
     time_s: float = Field(default=30.0, gt=0)
     workers: int = Field(default=1, ge=1)

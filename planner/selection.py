@@ -107,6 +107,9 @@ def _prefixes(name: str) -> list[str]:
 def _hint(selector: str, names: Sequence[str]) -> str:
     import difflib
 
+    module = selector.rstrip("*").rstrip(".")
+    if selector.endswith("*") and any(module in _prefixes(name) for name in names):
+        return f"the name of a module takes all layers in it: {module}"
     close = difflib.get_close_matches(selector[:200], names, n=3, cutoff=0.5)
     return (
         f"close names: {', '.join(close)}"

@@ -256,6 +256,8 @@ def test_ranks_end_when_their_caller_is_killed(running_script: subprocess.Popen[
     assert len(pids) == 4  # three ranks and the process they are forked from
     running_script.kill()
     assert gone(pids)
+    assert running_script.stderr is not None
+    assert running_script.stderr.read() == ""  # which of them ends first is chance
     for left in files:  # nobody was there to remove them
         shutil.rmtree(left, ignore_errors=True)
 

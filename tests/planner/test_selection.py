@@ -55,6 +55,7 @@ def test_repeats_stay_repeated() -> None:
         ("h.3..1", "runs backwards"),
         ("h.0..99999999999999999999", "beyond nine digits"),
         ("=h", "no layer is called '=h'"),
+        ("h.*", "the name of a module takes all layers in it: h"),
         ("", "no layer is called ''"),
         ("1" * 100_000, "no layer is called '111"),
     ],

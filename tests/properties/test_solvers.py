@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 
@@ -102,6 +103,9 @@ def attempt(profile: Profile, request: PlanRequest) -> Plan | None:
 
 
 seeds = st.integers(0, 10**6)
+UNCUT_S = 2.0
+"""Two plans made in less time have no search in them that was out of its part of the limit."""
+
 few = settings(max_examples=40, deadline=None, derandomize=True)
 
 
@@ -219,13 +223,11 @@ def test_renaming_devices_permutes_the_plan(seed: int) -> None:
 @given(seed=seeds)
 def test_equal_questions_get_equal_bytes(seed: int) -> None:
     profile, request, _ = random_chain(random.Random(seed))
+    begun = time.monotonic()
     one, other = attempt(profile, request), attempt(profile, request)
-    if one is not None and other is not None and (ran_out(one) or ran_out(other)):
-        assert one.spec == other.spec  # how far a search came is not part of the answer
-    else:
+    if time.monotonic() - begun < UNCUT_S or one is None or other is None:
         assert one == other
-
-
-def ran_out(made: Plan) -> bool:
-    """Whether the time for what a wish costs was spent before the answer was certain."""
-    return any(wish.verdict == "open" for wish in made.search.wishes)
+    else:
+        # How far the searches came for what was not chosen can be a matter of time.
+        assert one.spec == other.spec
+        assert one.search.objective_s == other.search.objective_s
