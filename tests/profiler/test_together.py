@@ -259,7 +259,7 @@ import profiler.journal
 keep = profiler.journal.Journal.add
 def add(self, device, twin, measurement):
     keep(self, device, twin, measurement)
-    if rank == 1 and len(self.done[device]) >= 2:
+    if rank == 1 and sum(map(len, self.done[device].values())) >= 2:
         os.kill(os.getpid(), signal.SIGKILL)
 profiler.journal.Journal.add = add
 """
