@@ -228,6 +228,12 @@ def test_equal_questions_get_equal_bytes(seed: int) -> None:
     if time.monotonic() - begun < UNCUT_S or one is None or other is None:
         assert one == other
     else:
-        # How far the searches came for what was not chosen can be a matter of time.
-        assert one.spec == other.spec
-        assert one.search.objective_s == other.search.objective_s
+        assert without_rivals(one) == without_rivals(other)
+
+
+def without_rivals(made: Plan) -> Plan:
+    """All but what is searched for once the plan is found: how far that comes is a matter of time,
+    where it does not end by itself."""
+    unsaid = dict.fromkeys(("limits", "alternatives", "idle", "wishes", "splits"), ())
+    search = made.search.model_copy(update=unsaid)
+    return made.model_copy(update={"search": search, "warnings": ()})
