@@ -107,7 +107,10 @@ class StageSockets:
         coming = {p.message.source: (p, _bytes_of(p.tensor)) for p in receives if p.tensor.numel()}
         for parcel, _ in leaving.values():
             log.sent(parcel.message, begun)
-        receipts = {other: log.asked(p.message, begun) for other, (p, _) in coming.items()}
+        receipts = {
+            other: log.asked(parcel.message, begun, num_bytes=parcel.tensor.nbytes)
+            for other, (parcel, _) in coming.items()
+        }
         while leaving or coming:
             moved = 0
             for other, (parcel, left) in list(leaving.items()):
@@ -122,8 +125,7 @@ class StageSockets:
                 moved += count
                 if count == len(left):
                     del coming[other]
-                    size = parcel.tensor.numel() * parcel.tensor.element_size()
-                    log.arrived(parcel.message, receipts[other], begun_s=begun, num_bytes=size)
+                    log.arrived(receipts[other], begun_s=begun)
                 else:
                     coming[other] = parcel, left[count:]
             if not moved:

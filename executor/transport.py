@@ -76,7 +76,7 @@ class Transport:
                 work = self._group.recv([_plain(buffer)], message.source, message.tag)
             except RuntimeError as error:
                 raise RankFailedError(self._explain(message, buffer, error)) from error
-            receipt = self.log.asked(message, ready_s)
+            receipt = self.log.asked(message, ready_s, num_bytes=buffer.nbytes)
         return Pending(work=work, tensor=buffer, message=message, receipt=receipt)
 
     def finish(self, pending: Pending) -> torch.Tensor:
@@ -94,8 +94,7 @@ class Transport:
                     self._explain(pending.message, pending.tensor, error)
                 ) from error
             if pending.receipt is not None:
-                size = pending.tensor.numel() * pending.tensor.element_size()
-                self.log.arrived(pending.message, pending.receipt, begun_s=begun, num_bytes=size)
+                self.log.arrived(pending.receipt, begun_s=begun)
         return pending.tensor
 
     def _explain(self, message: Message, tensor: torch.Tensor, error: RuntimeError) -> str:

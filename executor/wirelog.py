@@ -11,9 +11,9 @@ Only the last :data:`LIMIT` messages of each direction are kept; they are counte
 from __future__ import annotations
 
 import time
-from collections import defaultdict, deque
+from collections import Counter
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from executor.schedule import Message
 
@@ -29,15 +29,24 @@ Kind = tuple[int, str, int]
 """What messages have in common that are counted together: source, tensor, bytes."""
 
 
-class Receipt(NamedTuple):
-    """A receive that has been asked for: its place among those of its sender and tag, and when."""
+@dataclass(slots=True)  # not frozen: that would cost a microsecond a message
+class Receipt:
+    """A receive: when it was asked for, when somebody began to wait for it and found it there."""
 
-    number: int
+    message: Message
+    num_bytes: int
     asked_s: float
+    begun_s: float = 0.0
+    ended_s: float | None = None
 
 
 class TransferLog:
-    """The notes of one rank; times are those of ``now``."""
+    """The notes of one rank; times are those of ``now``.
+
+    Somebody waits for the message of every call: as little as can be is done in them. A message's
+    number among those of its peer and tag follows from the order of the notes; ``_fold`` counts
+    those that it drops.
+    """
 
     def __init__(self, *, limit: int = LIMIT, now: Callable[[], float] = time.perf_counter) -> None:
         self.now = now
@@ -46,31 +55,30 @@ class TransferLog:
 
     def start(self) -> None:
         """Forget everything: a run begins. Both ends of every message must do so."""
-        self._numbers: dict[tuple[bool, int, int], int] = defaultdict(int)
-        self._sent: deque[list[float]] = deque(maxlen=self._limit)
-        self._received: deque[tuple[Message, Receipt, float, float, Kind]] = deque(
-            maxlen=self._limit
-        )
-        self._counts: dict[Kind, int] = {}
+        self._sent: list[tuple[Message, float]] = []
+        self._received: list[Receipt] = []
+        self._sent_before: Counter[tuple[int, int]] = Counter()
+        self._received_before: Counter[tuple[int, int]] = Counter()
+        self._kinds_before: Counter[Kind] = Counter()
 
     def sent(self, message: Message, at_s: float) -> None:
         """A message was ready to be sent at a time; noted when it is on its way already."""
-        number = self._number(True, message.target, message.tag)
-        self._sent.append([message.target, message.tag, number, at_s])
+        self._sent.append((message, at_s))
+        if len(self._sent) >= 2 * self._limit:
+            self._fold()
 
-    def asked(self, message: Message, at_s: float) -> Receipt:
+    def asked(self, message: Message, at_s: float, *, num_bytes: int) -> Receipt:
         """A message was asked for at a time."""
-        return Receipt(self._number(False, message.source, message.tag), at_s)
+        receipt = Receipt(message, num_bytes, at_s)
+        self._received.append(receipt)
+        if len(self._received) >= 2 * self._limit:
+            self._fold()
+        return receipt
 
-    def arrived(
-        self, message: Message, receipt: Receipt, *, begun_s: float, num_bytes: int
-    ) -> None:
+    def arrived(self, receipt: Receipt, *, begun_s: float) -> None:
         """A message is there, after a wait that began at ``begun_s``."""
-        # Somebody is waiting for the message: as little as can be is done here.
-        ended_s = self.now()
-        kind = (message.source, message.tensor, num_bytes)
-        self._counts[kind] = self._counts.get(kind, 0) + 1
-        self._received.append((message, receipt, begun_s, ended_s, kind))
+        receipt.ended_s = self.now()
+        receipt.begun_s = begun_s
 
     def to_data(self) -> dict[str, list[list[float]] | list[list[object]]]:
         """The notes as JSON data: ``executor.links`` reads them.
@@ -78,26 +86,42 @@ class TransferLog:
         ``sent``: target, tag, number, time. ``received``: source, tag, number, time asked, time
         found there, whether that took waiting, kind. ``kinds``: source, tensor, bytes, how many.
         """
-        place = {kind: i for i, kind in enumerate(self._counts)}
-        received: list[list[float]] = [
-            [
-                message.source,
-                message.tag,
-                receipt.number,
-                round(receipt.asked_s, 7),
-                round(ended_s, 7),
-                ended_s - begun_s > WAITED_S,
-                place[kind],
-            ]
-            for message, receipt, begun_s, ended_s, kind in self._received
-        ]
+        self._fold()
+        kinds = Counter(self._kinds_before)
+        kinds.update(_kind(receipt) for receipt in self._received if receipt.ended_s is not None)
+        place = {kind: i for i, kind in enumerate(kinds)}
+        sent_before, received_before = Counter(self._sent_before), Counter(self._received_before)
+        sent: list[list[float]] = []
+        for message, at_s in self._sent:
+            peer = message.target, message.tag
+            sent.append([*peer, sent_before[peer], round(at_s, 7)])
+            sent_before[peer] += 1
+        received: list[list[float]] = []
+        for receipt in self._received:
+            peer = receipt.message.source, receipt.message.tag
+            if receipt.ended_s is not None:
+                times = round(receipt.asked_s, 7), round(receipt.ended_s, 7)
+                waited = receipt.ended_s - receipt.begun_s > WAITED_S
+                received.append(
+                    [*peer, received_before[peer], *times, waited, place[_kind(receipt)]]
+                )
+            received_before[peer] += 1
         return {
-            "sent": [[*entry[:3], round(entry[3], 7)] for entry in self._sent],
+            "sent": sent,
             "received": received,
-            "kinds": [[*kind, count] for kind, count in self._counts.items()],
+            "kinds": [[*kind, count] for kind, count in kinds.items()],
         }
 
-    def _number(self, sending: bool, other: int, tag: int) -> int:
-        key = (sending, other, tag)
-        self._numbers[key] += 1
-        return self._numbers[key] - 1
+    def _fold(self) -> None:
+        """Drop all but the latest notes, and count them."""
+        dropped = self._sent[: -self._limit]
+        self._sent_before.update((message.target, message.tag) for message, _ in dropped)
+        del self._sent[: len(dropped)]
+        old = self._received[: -self._limit]
+        self._received_before.update((one.message.source, one.message.tag) for one in old)
+        self._kinds_before.update(_kind(one) for one in old if one.ended_s is not None)
+        del self._received[: len(old)]
+
+
+def _kind(receipt: Receipt) -> Kind:
+    return receipt.message.source, receipt.message.tensor, receipt.num_bytes

@@ -147,9 +147,10 @@ def compare_hosts(cluster: Cluster, present: Sequence[Present]) -> tuple[str, ..
                     f"{real.num_cuda} CUDA devices"
                 )
             if device.kind == "cpu" and device.threads > real.cores:
+                cores = f"{real.cores} core{'' if real.cores == 1 else 's'}"
                 raise InvalidInputError(
                     f"{host.name}/{device.name} is declared with {device.threads} threads; host "
-                    f"{host.name} has {real.cores} cores for it: correct the cluster file"
+                    f"{host.name} has {cores} for it: correct the cluster file"
                 )
         if host.cores is not None and host.cores > real.cores:
             warnings.append(

@@ -170,11 +170,18 @@ def _from_factory(ref: str, example: Any) -> LoadedModel:
             found = getattr(found, part)
     except ApportionError:
         raise
-    except ModuleNotFoundError as error:
-        raise InvalidInputError(
-            f"cannot import {module_name!r} of model {ref!r}: {error}; modules are looked up in "
-            "the current directory and in the environment"
-        ) from error
+    except (ModuleNotFoundError, TypeError) as error:  # "./net" would be a relative import
+        if module_name.endswith(".py"):
+            meant = module_name.removesuffix(".py").strip("./").replace("/", ".")
+            why = f"{ref!r} names a file: modules are named as in an import, {meant}:{attribute}"
+        elif isinstance(error, ModuleNotFoundError):
+            why = (
+                f"cannot import {module_name!r} of model {ref!r}: {error}; modules are looked up "
+                "in the current directory and in the environment"
+            )
+        else:
+            why = f"importing {module_name!r} failed: TypeError: {error}"
+        raise InvalidInputError(why) from error
     except AttributeError as error:
         raise InvalidInputError(f"{module_name} has no {attribute!r}: {error}") from error
     except Exception as error:

@@ -97,10 +97,11 @@ def profile_together(  # noqa: PLR0913  (as profile_model, on several hosts)
     options, together = options or ProfileOptions(), together or TogetherOptions()
     options = replace(options, progress=_watched(world, options))
     machines, warnings = agree_on_cluster(world, cluster, cpu_devices=together.cpu_devices)
+    sizes = world.broadcast("batch sizes", None if batch_sizes is None else list(batch_sizes))
+    # Before the links: a model that cannot be captured is told of at once, not after minutes.
+    observed = _observe_all(world, model, example, sizes, options)
     machines, about_links = _with_measured_links(world, machines, options, together)
     warnings += about_links
-    sizes = world.broadcast("batch sizes", None if batch_sizes is None else list(batch_sizes))
-    observed = _observe_all(world, model, example, sizes, options)
     own = only_host(machines, world.host)
     groups = measurable(own)
     measured = groups

@@ -28,17 +28,38 @@ import psutil
 
 from executor.emulate.hosts import EmulatedHosts
 from executor.emulate.layout import HostLayout
+from executor.emulate.reach import require_reach
 from profiler.errors import InvalidInputError, RankFailedError
 from profiler.units import format_bytes
 
 PORT = 29500
 """Where the first host's agent listens; ``--port`` takes another."""
+MEET_S = 120
+"""How long agents wait for each other; torchrun's own choice is ten minutes."""
 GRACE_S = 15.0
 """After a first failure, how long the other hosts may go on: to report what they know."""
 AGENTS_LEVEL = "LOGLEVEL"
 """The variable that sets how much torchrun's agents log."""
 STOP_S = 5.0
 """How long processes may take to end when asked to."""
+
+AGENT = """\
+import logging, os, sys
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import main
+quiet = os.environ["LOGLEVEL"] == "CRITICAL"
+if quiet:
+    logging.disable(logging.ERROR)
+try:
+    main()
+except (ChildFailedError, SignalException):
+    if not quiet:
+        raise
+    sys.exit(1)
+"""
+"""torchrun without its trace of thirty lines from every host where a rank has failed: the rank has
+said why, and this process says which. (Who sets the level of its log gets the trace.)"""
 
 REPORT = (
     'directory=$1; shift; "$@"; code=$?; [ $code -eq 0 ] || echo $code > "$directory/$RANK"; '
@@ -68,12 +89,13 @@ def torchrun_command(
     limited = hosts.limited(host.name, argv)
     program = [*_unset(), "sh", "-c", REPORT, "sh", str(statuses), *limited]
     agent = [
-        *(sys.executable, "-m", "torch.distributed.run"),
+        *(sys.executable, "-c", AGENT),
         *("--nnodes", str(len(nodes))),
         *("--nproc-per-node", str(host.processes)),
         *("--node-rank", str(node)),
         *("--rdzv-backend", "static"),
         *("--rdzv-endpoint", f"{nodes[0].address}:{port}"),
+        *("--rdzv-conf", f"timeout={MEET_S}"),
         *("--local-addr", host.address),
         "--no-python",
         # torchrun replaces $name and ${name} in arguments, and $$ by $.
@@ -97,10 +119,11 @@ def run_on_all(
 
     Raises:
         InvalidInputError: nothing to run.
-        RankFailedError: a host ran out of its memory.
+        RankFailedError: a host does not reach the first one, or ran out of its memory.
     """
     if not argv:
         raise InvalidInputError("nothing to run: give a command after --")
+    require_reach(hosts, ranked(hosts), port=port)
     before = _kills(hosts)
     with tempfile.TemporaryDirectory(prefix="apportion-hosts-") as name, terminable():
         agents: dict[str, subprocess.Popen[bytes]] = {}

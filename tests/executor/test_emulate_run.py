@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,6 +102,8 @@ def test_the_first_failure_counts_and_output_is_kept_apart(
     assert "b: from rank 2, 1 here\n" in err
     # The shell's own number, not what torchrun makes of two dollars.
     assert "b: cost: 5 $\n" not in err
+    assert "Traceback" not in err
+    assert "exitcode" not in err
     assert [hosts.num_processes(name) for name in ("a", "b")] == [0, 0]
 
 
@@ -126,3 +129,21 @@ def test_a_rank_out_of_memory_is_named_by_its_host(hosts: EmulatedHosts) -> None
 def test_nothing_to_run(hosts: EmulatedHosts) -> None:
     with pytest.raises(InvalidInputError, match="nothing to run: give a command after --"):
         launch.run_on_all(hosts, [])
+
+
+def test_a_host_that_cannot_be_reached_is_named_before_anything_starts(tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    # Not the module's hosts: what a broken one leaves behind is taken down with it.
+    with emulated(make_cluster({"a": 1, "b": 1})) as hosts:
+
+        def turn(way: str) -> None:
+            command = hosts.connected("b", ["ip", "link", "set", "dev", hosts.interface, way])
+            subprocess.run(command, check=True)
+
+        turn("down")
+        with pytest.raises(RankFailedError, match=r"1 of 2 hosts cannot reach a at 10\..*: b \("):
+            launch.run_on_all(hosts, ["touch", str(started)])
+        assert not started.exists()
+        turn("up")
+        assert launch.run_on_all(hosts, ["touch", str(started)]) == launch.Ended(status=0)
+        assert started.exists()

@@ -55,10 +55,10 @@ class Wire:
         self.clock.at = sent
         self.logs[0].sent(one, self.logs[0].now())
         self.clock.at = asked + self.ahead_s
-        receipt = self.logs[1].asked(one, self.logs[1].now())
+        receipt = self.logs[1].asked(one, self.logs[1].now(), num_bytes=num_bytes)
         self.free_s = max(sent, asked, self.free_s) + takes
         self.clock.at = max(looks, self.free_s) + self.ahead_s
-        self.logs[1].arrived(one, receipt, begun_s=looks + self.ahead_s, num_bytes=num_bytes)
+        self.logs[1].arrived(receipt, begun_s=looks + self.ahead_s)
 
     def times(self, offsets: dict[int, Offset] = SAME) -> list[LinkTime]:
         return list(link_times([log.to_data() for log in self.logs], offsets))
@@ -212,8 +212,8 @@ def test_asking_for_what_is_there_is_no_wait() -> None:
     for took, waited in ((WAITED_S / 2, False), (WAITED_S * 2, True)):
         clock = Clock()
         log = TransferLog(now=clock)
-        receipt = log.asked(message(), log.now())
+        receipt = log.asked(message(), log.now(), num_bytes=8)
         clock.at = took
-        log.arrived(message(), receipt, begun_s=0.0, num_bytes=8)
+        log.arrived(receipt, begun_s=0.0)
         (entry,) = log.to_data()["received"]
         assert entry[5] is waited
