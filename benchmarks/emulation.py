@@ -5,9 +5,11 @@
 Four hosts with a part of a core each (``examples/clusters/all_different.yaml``). Needs root, and
 nothing else should run.
 
-``step_alone``, ``step_beside``: processor time of one step of a ViT on a host whose neighbours
-rest, and while they compute, with cores kept warm and without: whether that helps depends on who
-else uses the processor's caches at the time. The best is what a free core takes.
+``step_alone``, ``step_beside``: processor time of one step of a ViT, and of a ResNet-50, on a host
+whose neighbours rest, and while they compute, with cores kept warm and without: whether that helps
+depends on who else uses the processor's caches at the time. The best is what a free core takes.
+``alone_over_beside``: their ratio, the median over hosts. A profile that all hosts make at once is
+as ``step_beside``; what one host computes while the others wait takes this part of it.
 ``lost_receiving``, ``lost_sending``: how long a host of 0.35 core computes less for each MiB that
 comes or goes at 5 MB/s, with the frames that are used and with 1,500 bytes at most. A message
 whose packets cost nothing takes what copying it takes.
@@ -22,19 +24,23 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.models import vit
+from benchmarks.models import MODELS
 from benchmarks.records import Record, parser, publish, record
 from executor.emulate import EmulatedHosts, emulated, frames
 from profiler.cluster import Cluster, Device, Host
 from profiler.emulation import EmulatedHost, Emulation
+from profiler.sources import Example
 
 ROOT = Path(__file__).resolve().parents[1]
+STEPPED = ("vit", "resnet50")
 RATE = 5e6
 STEP_S, ALONE_S = 2.0, 4.0
 MESSAGES = 20
@@ -42,19 +48,25 @@ TURNS = 3
 PORT = "29612"
 
 
-def be_stepping() -> None:
-    """Computes until the time that each line names; prints seconds of processor time a step."""
+def be_stepping(name: str) -> None:
+    """Runs a model until the time that each line names; prints seconds of processor time a step."""
     torch.set_num_threads(1)
-    model, inputs = vit()
+    model, inputs = MODELS[name]()
     with torch.inference_mode():
-        model(**inputs)
+        call(model, inputs)
         print("ready", flush=True)
         for line in sys.stdin:
             until, count, began_s = float(line), 0, time.thread_time()
             while time.time() < until:
-                model(**inputs)
+                call(model, inputs)
                 count += 1
             print((time.thread_time() - began_s) / max(1, count), flush=True)
+
+
+def call(model: nn.Module, inputs: Any) -> object:
+    """One step, whatever form the example inputs have."""
+    example = Example.of(inputs)
+    return model(*example.args, **example.kwargs)
 
 
 def be_messaging(rank: int, computes: bool) -> None:
@@ -104,8 +116,8 @@ def cluster(cores: dict[str, float], *, keep_warm: bool = False) -> Cluster:
     )
 
 
-def _steps(cores: dict[str, float], keep_warm: bool, turns: int) -> Iterator[Record]:
-    argv = [sys.executable, __file__, "--stepping"]
+def _steps(model: str, cores: dict[str, float], *, keep_warm: bool, turns: int) -> Iterator[Record]:
+    argv = [sys.executable, __file__, "--stepping", model]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with emulated(cluster(cores, keep_warm=keep_warm)) as hosts:
         with hosts.unlimited():
@@ -129,9 +141,12 @@ def _steps(cores: dict[str, float], keep_warm: bool, turns: int) -> Iterator[Rec
                         found.setdefault((measure, name), []).append(took_s)
         for rank in ranks.values():
             rank.communicate()
-    for (measure, name), seconds in found.items():
-        middle = 1e3 * statistics.median(seconds)
-        yield record(measure, middle, "ms", cores=cores[name], keep_warm=keep_warm)
+    middle = {key: statistics.median(seconds) for key, seconds in found.items()}
+    about = {"model": model, "keep_warm": keep_warm}
+    for (measure, name), seconds in middle.items():
+        yield record(measure, 1e3 * seconds, "ms", cores=cores[name], **about)
+    ratios = [middle["step_alone", name] / middle["step_beside", name] for name in cores]
+    yield record("alone_over_beside", statistics.median(ratios), "ratio", **about)
 
 
 def _lost_s(hosts: EmulatedHosts, computing: int) -> float:
@@ -171,7 +186,7 @@ def _messages(turns: int) -> Iterator[Record]:
 def main() -> None:
     """Measure, show, write."""
     if sys.argv[1:2] == ["--stepping"]:
-        be_stepping()
+        be_stepping(sys.argv[2])
     elif sys.argv[1:2] == ["--messaging"]:
         be_messaging(int(sys.argv[2]), sys.argv[3] == "1")
     else:
@@ -180,7 +195,12 @@ def main() -> None:
         asked = Cluster.load(ROOT / "examples" / "clusters" / "all_different.yaml").emulate
         assert asked is not None
         cores = {host.name: host.cores for host in asked.hosts if host.cores is not None}
-        records = [x for warm in (True, False) for x in _steps(cores, warm, turns)]
+        records = [
+            one
+            for model in STEPPED
+            for warm in (True, False)
+            for one in _steps(model, cores, keep_warm=warm, turns=turns)
+        ]
         publish([*records, *_messages(turns)], args.json)
 
 
