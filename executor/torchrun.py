@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,9 @@ Message = dict[str, Any]
 
 INPUTS, ANSWER = "in.safetensors", "out.safetensors"
 """Names of the files of the inputs and of the answer in a rank's directory."""
+
+LOST_FRACTION = 0.9
+"""A wait that fails before this part of its limit has failed for another reason than time."""
 
 _OF_A_RANK = re.compile(r"rank-\d+\.json")
 
@@ -104,12 +108,21 @@ class World:
                 )
 
     def _get(self, key: str, rank: int, *, read: Callable[[Store, str], bytes] = _plain) -> bytes:
+        begun_s = time.monotonic()
         try:
             return read(self.store, key)
         except (RuntimeError, dist.DistError) as error:
+            waited_s = time.monotonic() - begun_s
+            own = self.environment.rank
+            # The process that keeps the store ends with its ranks; that is no silence.
+            if waited_s < LOST_FRACTION * self.timeout_s:
+                raise RankFailedError(
+                    f"rank {own} waited {waited_s:.0f} of {self.timeout_s:g} s for rank {rank} "
+                    f"when the rendezvous store was lost: a rank, or the host that keeps the "
+                    "store, has ended; its own message says why"
+                ) from error
             raise RankFailedError(
-                f"rank {self.environment.rank} heard nothing from rank {rank} in "
-                f"{self.timeout_s:g} s: is it running?"
+                f"rank {own} heard nothing from rank {rank} in {self.timeout_s:g} s: is it running?"
             ) from error
 
     @contextmanager

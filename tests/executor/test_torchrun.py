@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,10 @@ import torch
 
 from executor.preparation import LEAVING
 from executor.report import RunReport
+from executor.torchrun import World
 from profiler.capture import capture
+from profiler.environment import Environment
+from profiler.errors import RankFailedError
 from profiler.sources import load_model
 from tests.support import running
 from tests.support.captures import captured
@@ -178,3 +182,43 @@ def test_preparing_ends_when_its_starter_is_gone(tmp_path: Path) -> None:
     process.stdin.close()
     assert process.wait(timeout=20) == LEAVING
     process.stdout.close()
+
+
+KEEPER = """
+import sys
+from torch.distributed import TCPStore
+store = TCPStore("127.0.0.1", 0, is_master=True)
+print(store.port, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize(
+    ("ends", "timeout_s", "words"),
+    [
+        (True, 60.0, r"rank 1 waited \d+ of 60 s for rank 0 when the rendezvous store was lost"),
+        (False, 1.0, r"rank 1 heard nothing from rank 0 in 1 s: is it running"),
+    ],
+)
+def test_a_lost_store_is_not_taken_for_silence(ends: bool, timeout_s: float, words: str) -> None:
+    plan = running.pipeline(running.made_up_profile(captured("mlp")))
+    with subprocess.Popen(
+        [sys.executable, "-c", KEEPER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as keeper:
+        assert keeper.stdout is not None
+        environment = Environment(
+            rank=1,
+            world_size=len(plan.spec.ranks),
+            master_addr="127.0.0.1",
+            master_port=int(keeper.stdout.readline()),
+            agent_store=True,
+        )
+        timer = threading.Timer(1.0, keeper.kill)
+        try:
+            if ends:
+                timer.start()
+            with pytest.raises(RankFailedError, match=words):
+                World(plan, environment, timeout_s=timeout_s)
+        finally:
+            timer.cancel()
+            keeper.kill()
