@@ -215,7 +215,7 @@ def serve_wire(
 ) -> dict[str, list[float]]:
     """Be one rank on a wire of this rate, rank 0 at ``address``; seconds of every side.
 
-    On the fastest wire, also of ``overlap``'s.
+    On :data:`OVERLAP_WIRE`, also of ``overlap``'s.
     """
     pair = Pair(rank, store, address, port)
     # Half a second of messages, each long enough that its start does not count.

@@ -88,7 +88,7 @@ class TransferLog:
         """
         self._fold()
         kinds = Counter(self._kinds_before)
-        kinds.update(_kind(receipt) for receipt in self._received if receipt.ended_s is not None)
+        kinds.update(map(_kind, self._received))
         place = {kind: i for i, kind in enumerate(kinds)}
         sent_before, received_before = Counter(self._sent_before), Counter(self._received_before)
         sent: list[list[float]] = []
@@ -119,7 +119,8 @@ class TransferLog:
         del self._sent[: len(dropped)]
         old = self._received[: -self._limit]
         self._received_before.update((one.message.source, one.message.tag) for one in old)
-        self._kinds_before.update(_kind(one) for one in old if one.ended_s is not None)
+        # All that were asked for, arrived or not: an early one may be under way still.
+        self._kinds_before.update(map(_kind, old))
         del self._received[: len(old)]
 
 

@@ -162,6 +162,11 @@ def from_module(module: nn.Module, example: Example, *, kind: SourceKind, ref: s
 
 def _from_factory(ref: str, example: Any) -> LoadedModel:
     module_name, _, attribute = ref.partition(":")
+    if "/" in module_name or module_name.endswith(".py"):
+        meant = module_name.removesuffix(".py").strip("./").replace("/", ".")
+        raise InvalidInputError(
+            f"{ref!r} names a file: modules are named as in an import, {meant}:{attribute}"
+        )
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
@@ -170,18 +175,11 @@ def _from_factory(ref: str, example: Any) -> LoadedModel:
             found = getattr(found, part)
     except ApportionError:
         raise
-    except (ModuleNotFoundError, TypeError) as error:  # "./net" would be a relative import
-        if module_name.endswith(".py"):
-            meant = module_name.removesuffix(".py").strip("./").replace("/", ".")
-            why = f"{ref!r} names a file: modules are named as in an import, {meant}:{attribute}"
-        elif isinstance(error, ModuleNotFoundError):
-            why = (
-                f"cannot import {module_name!r} of model {ref!r}: {error}; modules are looked up "
-                "in the current directory and in the environment"
-            )
-        else:
-            why = f"importing {module_name!r} failed: TypeError: {error}"
-        raise InvalidInputError(why) from error
+    except ModuleNotFoundError as error:
+        raise InvalidInputError(
+            f"cannot import {module_name!r} of model {ref!r}: {error}; modules are looked up in "
+            "the current directory and in the environment"
+        ) from error
     except AttributeError as error:
         raise InvalidInputError(f"{module_name} has no {attribute!r}: {error}") from error
     except Exception as error:

@@ -24,6 +24,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("returns_nothing.py:make", r"names a file: .* in an import, returns_nothing:make"),
         ("./returns_nothing.py:make", r"names a file: .* in an import, returns_nothing:make"),
         ("nets/small.py:make", r"names a file: .* in an import, nets\.small:make"),
+        ("nets/small:make", r"names a file: .* in an import, nets\.small:make"),
         ("not_there:make", r"cannot import 'not_there' .* looked up in the current directory"),
         ("typed_wrong:make", r"importing 'typed_wrong' failed: TypeError: object of type 'int'"),
         ("returns_nothing:other", r"returns_nothing has no 'other'"),
