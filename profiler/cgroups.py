@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-Controller = Literal["cpu", "memory"]
-CONTROLLERS: tuple[Controller, ...] = ("cpu", "memory")
+Controller = Literal["cpu", "memory", "cpuset"]
+CONTROLLERS: tuple[Controller, ...] = ("cpu", "memory", "cpuset")
 
 PROC = Path("/proc")
 

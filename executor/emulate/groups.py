@@ -1,7 +1,8 @@
 """Control groups of emulated hosts: what is written where, and what the kernel tells afterwards.
 
-A host has one group in each tree (version 1: one tree for processors, one for memory; version 2:
-one for both). Groups stand at the top of their tree, so that whoever sweeps finds them by name.
+A host has one group in each tree (version 1: a tree each for processor time, memory and which
+processors; version 2: one for all). Groups stand at the top of their tree, so that whoever sweeps
+finds them by name.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from executor.emulate.layout import HostLayout, quota
-from profiler.cgroups import CONTROLLERS, PROC, Controller, Hierarchy, hierarchy
+from profiler.cgroups import PROC, Controller, Hierarchy, hierarchy
 from profiler.errors import EmulationError
 from profiler.limits import statistic
 
@@ -57,8 +58,10 @@ class HostGroup:
         return tuple(directory / "cgroup.procs" for directory in self.directories)
 
 
-def plan_group(host: HostLayout, *, proc: Path = PROC) -> HostGroup:
+def plan_group(host: HostLayout, *, processors: Sequence[int] = (), proc: Path = PROC) -> HostGroup:
     """The groups of ``host`` on this machine; none where nothing limits it.
+
+    It runs on ``processors`` alone, if any are named and this machine can keep it to them.
 
     Raises:
         EmulationError: a limit is asked for and its controller is not there.
@@ -66,8 +69,11 @@ def plan_group(host: HostLayout, *, proc: Path = PROC) -> HostGroup:
     directories: dict[Path, None] = {}
     writes: list[Write] = []
     # Made even without a limit: a group tells who is inside and what memory they hold.
-    for controller in CONTROLLERS:
-        wanted = host.cores if controller == "cpu" else host.memory_bytes
+    limits: tuple[tuple[Controller, float | None], ...] = (
+        ("cpu", host.cores),
+        ("memory", host.memory_bytes),
+    )
+    for controller, wanted in limits:
         tree = hierarchy(controller, proc=proc)
         if tree is None:
             if wanted is None:
@@ -83,6 +89,11 @@ def plan_group(host: HostLayout, *, proc: Path = PROC) -> HostGroup:
             writes += _processors(tree, directory, host.cores, host.period_s)
         if controller == "memory" and host.memory_bytes is not None:
             writes += _memory(tree, directory, host.memory_bytes)
+    tree = hierarchy("cpuset", proc=proc) if processors else None
+    if tree is not None:
+        directory = tree.mount / host.group
+        directories[directory] = None
+        writes += _kept_on(tree, directory, processors)
     return HostGroup(directories=tuple(directories), writes=tuple(writes))
 
 
@@ -121,6 +132,14 @@ def _processors(tree: Hierarchy, directory: Path, cores: float, period_s: float)
         Write(file=directory / "cpu.cfs_quota_us", text=str(quota_us)),
         Write(file=directory / "cpu.shares", text=str(shares), optional=True),
     ]
+
+
+def _kept_on(tree: Hierarchy, directory: Path, processors: Sequence[int]) -> list[Write]:
+    writes = [Write(file=directory / "cpuset.cpus", text=",".join(map(str, processors)))]
+    if tree.version == 1:  # which no process can join before it has memory nodes: all of them
+        nodes = (tree.mount / "cpuset.mems").read_text().strip()
+        writes.append(Write(file=directory / "cpuset.mems", text=nodes))
+    return writes
 
 
 def _memory(tree: Hierarchy, directory: Path, limit_bytes: int) -> list[Write]:

@@ -17,6 +17,7 @@ from executor.emulate import groups, registry, teardown
 from executor.emulate.groups import HostGroup
 from executor.emulate.layout import INTERFACE, PREFIX, HostLayout, Layout, layout
 from executor.emulate.network import Step, build_steps
+from executor.emulate.processors import Share, free_processors, share_out
 from executor.emulate.registry import Instance, Owner
 from executor.emulate.requirements import require_tools, shortfalls
 from executor.emulate.warmth import KEEP_WARM, warm_cores
@@ -190,28 +191,33 @@ def bring_up(
     """
     plan = layout(cluster, token=registry.new_token())
     require_tools()
-    host_groups = {host.name: groups.plan_group(host) for host in plan.hosts}
-    made = list(host_groups.values())
-    if plan.warm_group:
-        made.append(groups.plan_idle_group(plan.warm_group))
-    directories = [directory for group in made for directory in group.directories]
-    instance = Instance(
-        name=plan.name,
-        owner=Owner.this_process(),
-        wish=wish_digest(cluster),
-        source=source,
-        hosts=tuple(host.name for host in plan.hosts),
-        namespaces=plan.namespaces,
-        groups=tuple(str(directory) for directory in dict.fromkeys(directories)),
-    )
     with registry.locked():
         teardown.sweep()
+        others = [share for other in registry.instances() for share in other.shares]
+        shares = share_out([host.cores for host in plan.hosts], free_processors(others))
+        host_groups = _host_groups(plan, shares)
+        made = list(host_groups.values())
+        if plan.warm_group:
+            made.append(groups.plan_idle_group(plan.warm_group))
+        directories = [directory for group in made for directory in group.directories]
+        instance = Instance(
+            name=plan.name,
+            owner=Owner.this_process(),
+            wish=wish_digest(cluster),
+            source=source,
+            hosts=tuple(host.name for host in plan.hosts),
+            namespaces=plan.namespaces,
+            groups=tuple(str(directory) for directory in dict.fromkeys(directories)),
+            shares=shares,
+        )
         registry.save(instance)
         try:
             if any(host.cores is not None for host in plan.hosts):
                 groups.enable("cpu")
             if any(host.memory_bytes is not None for host in plan.hosts):
                 groups.enable("memory")
+            if any(shares):
+                groups.enable("cpuset")
             for group in made:
                 groups.make(group)
             for step in build_steps(plan):
@@ -228,7 +234,9 @@ def bring_up(
 def attach(cluster: Cluster, instance: Instance) -> EmulatedHosts:
     """The hosts of ``cluster`` that are up already."""
     plan = layout(cluster, token=instance.name.removeprefix(PREFIX))
-    return EmulatedHosts(cluster, plan, {host.name: groups.plan_group(host) for host in plan.hosts})
+    # Of an earlier release it does not tell the processors of its hosts.
+    shares = instance.shares or tuple(() for _ in plan.hosts)
+    return EmulatedHosts(cluster, plan, _host_groups(plan, shares))
 
 
 def find_kept(cluster: Cluster, *, source: str) -> Instance | None:
@@ -263,6 +271,13 @@ def wish_digest(cluster: Cluster) -> str:
             }
         )
     )
+
+
+def _host_groups(plan: Layout, shares: Sequence[Share]) -> dict[str, HostGroup]:
+    return {
+        host.name: groups.plan_group(host, processors=[processor for processor, _ in share])
+        for host, share in zip(plan.hosts, shares, strict=True)
+    }
 
 
 def _joined(group: HostGroup, argv: Sequence[str]) -> list[str]:

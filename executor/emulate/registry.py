@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from executor.emulate.layout import PREFIX
+from executor.emulate.processors import Share
 from profiler.cgroups import CONTROLLERS, hierarchy
 from profiler.documents import write_atomically
 from profiler.errors import ApportionError, EmulationError
@@ -56,7 +57,7 @@ class Instance:
     """One emulated cluster. ``owner`` None: kept until somebody takes it down.
 
     ``wish`` is a digest of what the cluster file asked for, ``source`` that file, ``hosts`` their
-    names in order.
+    names in order, ``shares`` their processors.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Instance:
     hosts: tuple[str, ...]
     namespaces: tuple[str, ...]
     groups: tuple[str, ...]
+    shares: tuple[Share, ...] = ()
 
     def groups_of(self, index: int) -> list[Path]:
         """The control groups of a host, by its place among ``hosts``."""
@@ -127,7 +129,11 @@ def instances() -> list[Instance]:
             data = json.loads(file.read_text())
             owner = Owner(**data["owner"]) if data["owner"] else None
             lists = {key: tuple(data[key]) for key in ("hosts", "namespaces", "groups")}
-            found.append(Instance(**{**data, **lists, "owner": owner}))
+            shares = tuple(
+                tuple((int(processor), float(part)) for processor, part in share)
+                for share in data.get("shares", ())
+            )
+            found.append(Instance(**{**data, **lists, "owner": owner, "shares": shares}))
     return [*found, *_without_record({file.stem for file in files})]
 
 
