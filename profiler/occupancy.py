@@ -5,19 +5,22 @@ in, in turns. What the stream costs is the time by which the pieces took longer 
 second of transfer it is the link's ``send_occupancy`` or ``receive_occupancy``. Both ends call the
 function for their part; only one end computes at a time.
 
+As in a rank, one thread starts the messages and computes, and looks at them when they have long
+come; and they are as long as tensors between stages are. A second thread that waits for each, or
+messages of a quarter of a megabyte on a fast link, cost a rationed processor two to four times as
+much a byte.
+
 Where a core is idle, the transport's own thread works there and nearly nothing is lost; where the
 processor is full or its time is rationed, what the transport takes is lost to computing.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from queue import SimpleQueue
 
 import torch
 import torch.distributed as dist
@@ -28,8 +31,14 @@ from profiler.threads import computing_with
 
 WINDOW_S = 0.15
 """Seconds of one stretch of computing: many turns of a rationed processor (10 ms)."""
-MESSAGE_S = 0.005
-"""Messages of the stream take about this long, as tensors between stages do."""
+MESSAGE_S = 0.05
+"""Messages of the stream take up to this long, as tensors between stages do."""
+COVER = 1.3
+"""Computing beside a stream goes on for so many times what its messages take: whatever they cost is
+within it."""
+LATE_FRACTION = 0.05
+"""A stream that is later than that, by this part of its time, did cost more after it."""
+MAX_COVER = 4.0
 SMALLEST_BYTES = 2**16
 MAX_MESSAGES = 400
 MIN_WINDOWS = 4
@@ -56,7 +65,7 @@ class Stream:
 
         >>> fit = LinkFit(latency_s=0, bytes_per_s=12.5e6, error_fraction=0, samples=9)
         >>> Stream.for_link(fit)
-        Stream(num_messages=29, num_bytes=65536)
+        Stream(num_messages=7, num_bytes=262144)
         """
         fitting = [s for s in SIZES if fit.transfer_time_s(s) <= MESSAGE_S]
         size = max(SMALLEST_BYTES, *fitting) if fitting else SMALLEST_BYTES
@@ -79,61 +88,20 @@ class Flow(StrEnum):
         return wire.receive(buffer, DATA_TAG)
 
 
-def flow_through(
-    wire: Wire, flow: Flow, stream: Stream, *, meanwhile: Callable[[], None] | None = None
-) -> int:
-    """This end's part of a stream, a few messages under way at a time as in the executor.
-
-    While they are, ``meanwhile`` is called again and again; returns how often it was. Messages are
-    started between two calls, by the same thread, and waited for by another one.
+def flow_through(wire: Wire, flow: Flow, stream: Stream) -> None:
+    """This end's part of a stream, a few messages under way at a time.
 
     Raises:
         RankFailedError: the other rank is gone, or nothing came through in time.
     """
     buffers = [torch.zeros(stream.num_bytes, dtype=torch.uint8) for _ in range(IN_FLIGHT)]
-    if meanwhile is None:
-        under_way: deque[dist.Work] = deque()
-        for index in range(stream.num_messages):
-            if len(under_way) == IN_FLIGHT:
-                wire.wait(under_way.popleft(), stream.num_bytes)
-            under_way.append(flow.start(wire, buffers[index % IN_FLIGHT]))
-        for work in under_way:
-            wire.wait(work, stream.num_bytes)
-        return 0
-    waiter = _Waiter(wire, stream)
-    calls = started = 0
-    while waiter.num_done < stream.num_messages:
-        while started < min(stream.num_messages, waiter.num_done + IN_FLIGHT):
-            waiter.add(flow.start(wire, buffers[started % IN_FLIGHT]))
-            started += 1
-        meanwhile()
-        calls += 1
-        if waiter.failure is not None:
-            raise waiter.failure
-    return calls
-
-
-class _Waiter:
-    """Waits for messages in order, in a thread: gloo tells of their end only to who waits."""
-
-    def __init__(self, wire: Wire, stream: Stream) -> None:
-        self.num_done = 0
-        self.failure: BaseException | None = None
-        self._wire, self._stream = wire, stream
-        self._works: SimpleQueue[dist.Work] = SimpleQueue()
-        threading.Thread(target=self._run, daemon=True).start()
-
-    def add(self, work: dist.Work) -> None:
-        """Wait for one more."""
-        self._works.put(work)
-
-    def _run(self) -> None:
-        try:
-            while self.num_done < self._stream.num_messages:
-                self._wire.wait(self._works.get(), self._stream.num_bytes)
-                self.num_done += 1
-        except BaseException as error:
-            self.failure = error
+    under_way: deque[dist.Work] = deque()
+    for index in range(stream.num_messages):
+        if len(under_way) == IN_FLIGHT:
+            wire.wait(under_way.popleft(), stream.num_bytes)
+        under_way.append(flow.start(wire, buffers[index % IN_FLIGHT]))
+    for work in under_way:
+        wire.wait(work, stream.num_bytes)
 
 
 def measure_occupancy(
@@ -156,6 +124,8 @@ def measure_occupancy(
     """
     stream = Stream.for_link(fit, seconds=WINDOW_S)
     most = max(MIN_WINDOWS, min(MAX_WINDOWS, round(WINDOWS_A_SECOND * budget_s)))
+    transfer_s = stream.num_messages * fit.transfer_time_s(stream.num_bytes)
+    cover = COVER
     alone: list[Window] = []
     beside: list[Window] = []
     with computing_with(threads):
@@ -166,11 +136,13 @@ def measure_occupancy(
         ):
             alone.append(_alone(piece))
             _tell(wire, more=True)
-            begun = time.perf_counter()
-            pieces = flow_through(wire, flow, stream, meanwhile=piece)
-            beside.append(Window(elapsed_s=time.perf_counter() - begun, pieces=pieces))
+            window, late_s = _beside(wire, flow, stream, piece, seconds=cover * transfer_s)
+            if late_s > LATE_FRACTION * transfer_s and cover < MAX_COVER:
+                cover *= COVER
+                beside.clear()
+            else:
+                beside.append(window)
         _tell(wire, more=False)
-    transfer_s = stream.num_messages * fit.transfer_time_s(stream.num_bytes)
     return occupancy(alone, beside, transfer_s=transfer_s)
 
 
@@ -202,6 +174,24 @@ def occupancy(alone: Sequence[Window], beside: Sequence[Window], *, transfer_s: 
     elapsed_s = _quartile([window.elapsed_s for window in beside])
     lost_s = elapsed_s * (1 - piece_s / beside_s)
     return min(1.0, max(0.0, lost_s / transfer_s))
+
+
+def _beside(
+    wire: Wire, flow: Flow, stream: Stream, piece: Callable[[], None], *, seconds: float
+) -> tuple[Window, float]:
+    """A stretch of computing that starts with a stream, and how much longer the stream took."""
+    # One for all messages: nobody reads what is in it.
+    buffer = torch.zeros(stream.num_bytes, dtype=torch.uint8)
+    begun = time.perf_counter()
+    works = [flow.start(wire, buffer) for _ in range(stream.num_messages)]
+    pieces = 0
+    while (elapsed_s := time.perf_counter() - begun) < seconds:
+        piece()
+        pieces += 1
+    for work in works:
+        wire.wait(work, stream.num_bytes)
+    late_s = time.perf_counter() - begun - elapsed_s
+    return Window(elapsed_s=elapsed_s, pieces=max(1, pieces)), late_s
 
 
 def _quartile(values: Sequence[float]) -> float:

@@ -28,7 +28,7 @@ import psutil
 
 from executor.emulate.hosts import EmulatedHosts
 from executor.emulate.layout import HostLayout
-from executor.emulate.reach import require_reach
+from executor.emulate.meeting import require_meeting
 from profiler.errors import InvalidInputError, RankFailedError
 from profiler.units import format_bytes
 
@@ -118,12 +118,12 @@ def run_on_all(
     after their host's name. Once one host has failed the others are ended after ``grace_s``.
 
     Raises:
-        InvalidInputError: nothing to run.
+        InvalidInputError: nothing to run, or ``port`` is taken on the first host.
         RankFailedError: a host does not reach the first one, or ran out of its memory.
     """
     if not argv:
         raise InvalidInputError("nothing to run: give a command after --")
-    require_reach(hosts, ranked(hosts), port=port)
+    require_meeting(hosts, ranked(hosts), port=port)
     before = _kills(hosts)
     with tempfile.TemporaryDirectory(prefix="apportion-hosts-") as name, terminable():
         agents: dict[str, subprocess.Popen[bytes]] = {}

@@ -64,6 +64,38 @@ def test_version_2(tmp_path: Path) -> None:
     assert (tmp_path / "fs/cgroup.subtree_control").read_text() == "+cpu"
 
 
+def test_version_1_keeps_a_host_on_its_processors(tmp_path: Path) -> None:
+    proc = machine(
+        tmp_path,
+        {"cpu": "cpu", "memory": "memory", "sets": "cpuset"},
+        own="",
+        files={"sets/cpuset.mems": "0-1\n"},
+    )
+    made = groups.plan_group(host(), processors=(1, 3), proc=proc)
+    groups.make(made)
+    directory = tmp_path / "sets/apportion-0123abcd-0"
+    assert written(directory) == {"cpuset.cpus": "1,3", "cpuset.mems": "0-1"}
+    assert made.process_files[-1] == directory / "cgroup.procs"
+    assert groups.plan_group(host(), proc=proc).process_files == made.process_files[:-1]
+
+
+def test_version_2_keeps_a_host_on_its_processors(tmp_path: Path) -> None:
+    proc = machine(
+        tmp_path, {"fs": "unified"}, own="", files={"fs/cgroup.controllers": "cpu memory cpuset"}
+    )
+    made = groups.plan_group(host(), processors=(1,), proc=proc)
+    groups.make(made)
+    (directory,) = made.directories
+    assert written(directory)["cpuset.cpus"] == "1"
+
+
+def test_where_hosts_cannot_be_kept_on_processors_the_kernel_chooses(tmp_path: Path) -> None:
+    proc = version_1(tmp_path)
+    assert groups.plan_group(host(), processors=(1,), proc=proc) == groups.plan_group(
+        host(), proc=proc
+    )
+
+
 @pytest.mark.parametrize(
     ("kernel", "expected"),
     [

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from executor.emulate import EmulatedHosts, emulated, registry, teardown
-from executor.emulate.hosts import bring_up
+from executor.emulate.hosts import attach, bring_up
 from executor.emulate.launch import run_on_one
 from profiler.errors import EmulationError, InvalidInputError, RankFailedError
 from tests.support.emulation import (
@@ -146,6 +146,28 @@ print((time.process_time() - used) / (time.perf_counter() - begun))
 
 def test_a_quota_limits_processor_time(hosts: EmulatedHosts) -> None:
     assert float(output(hosts, "small", *python("-c", BURN))) == pytest.approx(0.25, rel=0.15)
+
+
+AFFINITY = "import os; print(sorted(os.sched_getaffinity(0)))"
+
+
+def test_hosts_run_on_the_processors_that_are_theirs() -> None:
+    """All of them, if other tests' hosts have left too little; also for who finds them later."""
+    cluster = make_cluster({"a": 1, "b": 1, "c": 1}, cores={"a": 0.125, "b": 0.25})
+    hosts, instance = bring_up(cluster)
+    try:
+        (recorded,) = (x for x in registry.instances() if x.name == instance.name)
+        assert recorded.shares == instance.shares
+        for found in (hosts, attach(cluster, recorded)):
+            for name, share in zip("abc", recorded.shares, strict=True):
+                inside = json.loads(output(found, name, *python("-c", AFFINITY)))
+                assert inside == [processor for processor, _ in share] or (
+                    not share and set(inside) >= os.sched_getaffinity(0)
+                )
+                assert len(share) <= 1
+    finally:
+        with registry.locked():
+            teardown.take_down(instance)
 
 
 THROTTLED = """

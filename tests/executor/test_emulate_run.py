@@ -131,6 +131,27 @@ def test_nothing_to_run(hosts: EmulatedHosts) -> None:
         launch.run_on_all(hosts, [])
 
 
+def test_a_port_that_is_taken_is_named_before_anything_starts(
+    hosts: EmulatedHosts, tmp_path: Path
+) -> None:
+    first, started = launch.ranked(hosts)[0].name, tmp_path / "started"
+    listening = (
+        "import socket; x = socket.create_server(('', 29517)); print('ready', flush=True); input()"
+    )
+    with hosts.popen(
+        first,
+        [sys.executable, "-S", "-c", listening],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        with pytest.raises(InvalidInputError, match=f"port 29517 of host {first}: Address already"):
+            launch.run_on_all(hosts, ["touch", str(started)], port=29517)
+        holder.communicate(b"\n")
+    assert not started.exists()
+
+
 def test_a_host_that_cannot_be_reached_is_named_before_anything_starts(tmp_path: Path) -> None:
     started = tmp_path / "started"
     # Not the module's hosts: what a broken one leaves behind is taken down with it.

@@ -15,10 +15,10 @@ pytestmark = pytest.mark.distributed
 
 SHORT = """
 import os, signal, sys, time
-import profiler.links, profiler.occupancy
+import profiler.pairs, profiler.occupancy
 profiler.occupancy.MAX_WINDOWS = 4
 profiler.occupancy.WINDOW_S = 0.05
-profiler.links.TOGETHER_S = 0.1
+profiler.pairs.TOGETHER_S = 0.1
 rank = int(os.environ["RANK"])
 """
 """Before the command: what is measured matters here less than that it is."""
@@ -104,7 +104,7 @@ def test_torchrun_on_two_hosts_is_enough(tmp_path: Path) -> None:
 
 DIES = """
 if rank == 1:
-    profiler.links.answer_probe = lambda wire: os.kill(os.getpid(), signal.{signal})
+    profiler.pairs.answer_probe = lambda wire: os.kill(os.getpid(), signal.{signal})
 """
 
 
