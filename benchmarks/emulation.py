@@ -11,8 +11,9 @@ depends on who else uses the processor's caches at the time. The best is what a 
 ``alone_over_beside``: their ratio, the median over hosts. A profile that all hosts make at once is
 as ``step_beside``; what one host computes while the others wait takes this part of it.
 ``lost_receiving``, ``lost_sending``: how long a host of 0.35 core computes less for each MiB that
-comes or goes at 5 MB/s, with the frames that are used and with 1,500 bytes at most. A message
-whose packets cost nothing takes what copying it takes.
+comes or goes: at 5 MB/s in messages of 1 MiB, with the frames that are used and with 1,500 bytes at
+most; and at 62.5 MB/s in messages of 256 KiB and 2 MiB. A message whose packets cost nothing takes
+what copying it takes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,9 +41,9 @@ from profiler.sources import Example
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPPED = ("vit", "resnet50")
-RATE = 5e6
-STEP_S, ALONE_S = 2.0, 4.0
-MESSAGES = 20
+RATE, FASTER = 5e6, 62.5e6
+STEP_S, ALONE_S = 2.0, 1.0
+STREAM_S, STREAMS = 1.5, 7
 TURNS = 3
 PORT = "29612"
 
@@ -69,48 +69,47 @@ def call(model: nn.Module, inputs: Any) -> object:
     return model(*example.args, **example.kwargs)
 
 
-def be_messaging(rank: int, computes: bool) -> None:
-    """Sends (rank 0) or receives; whoever computes meanwhile prints the seconds lost a message."""
+def be_messaging(rank: int, computes: bool, num_bytes: int, rate: float) -> None:
+    """Sends (rank 0) or receives; whoever computes meanwhile prints the seconds lost a MiB."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=2)
-    messages = [torch.zeros(2**18) for _ in range(MESSAGES)]
+    message = torch.zeros(num_bytes, dtype=torch.uint8)
+    number = max(4, round(rate * STREAM_S / num_bytes))
     factor = torch.randn(256, 256)
-    ended = threading.Event()
 
-    def computed_until(over: threading.Event, limit_s: float) -> tuple[int, float]:
+    def computed(seconds: float) -> tuple[int, float]:
         count, began_s = 0, time.perf_counter()
-        while not over.is_set() and time.perf_counter() - began_s < limit_s:
+        while time.perf_counter() - began_s < seconds:
             torch.mm(factor, factor)
             count += 1
         return count, time.perf_counter() - began_s
 
-    def wait() -> None:
+    move = dist.isend if rank == 0 else dist.irecv
+    lost = []
+    for _ in range(STREAMS):
+        dist.barrier()
+        count, took_s = computed(ALONE_S) if computes else (0, 1.0)
+        dist.barrier()
+        works = [work for _ in range(number) if (work := move(message, 1 - rank)) is not None]
+        if computes:
+            # All of the stream's cost is within this; nobody waits for messages meanwhile.
+            beside, beside_s = computed(1.3 * number * num_bytes / rate)
+            lost.append((beside_s - beside * took_s / count) / (number * num_bytes / 2**20))
         for work in works:
             work.wait()
-        ended.set()
-
-    dist.barrier()
-    count, took_s = computed_until(threading.Event(), ALONE_S) if computes else (0, 1.0)
-    dist.barrier()
-    move = dist.isend if rank == 0 else dist.irecv
-    works = [work for message in messages if (work := move(message, 1 - rank)) is not None]
-    waiter = threading.Thread(target=wait)
-    waiter.start()
     if computes:
-        beside, beside_s = computed_until(ended, float("inf"))
-        print((beside_s - beside * took_s / count) / MESSAGES, flush=True)
-    waiter.join()
+        print(statistics.median(lost), flush=True)
     dist.barrier()
 
 
-def cluster(cores: dict[str, float], *, keep_warm: bool = False) -> Cluster:
-    """Hosts with these parts of a core, 5 MB/s between any two."""
+def cluster(cores: dict[str, float], *, keep_warm: bool = False, rate: float = RATE) -> Cluster:
+    """Hosts with these parts of a core, ``rate`` between any two."""
     device = Device(name="cpu:0", type="board", memory_bytes=2**31)
     return Cluster(
         hosts=tuple(Host(name=name, devices=(device,)) for name in cores),
         emulate=Emulation(
             hosts=tuple(EmulatedHost(name=name, cores=part) for name, part in cores.items()),
-            default_bytes_per_s=RATE,
+            default_bytes_per_s=rate,
             keep_warm=keep_warm,
         ),
     )
@@ -149,11 +148,12 @@ def _steps(model: str, cores: dict[str, float], *, keep_warm: bool, turns: int) 
     yield record("alone_over_beside", statistics.median(ratios), "ratio", **about)
 
 
-def _lost_s(hosts: EmulatedHosts, computing: int) -> float:
+def _lost_s(hosts: EmulatedHosts, computing: int, num_bytes: int, rate: float) -> float:
     said = ""
     ranks = []
     for rank, name in enumerate(("a", "b")):
-        argv = [sys.executable, __file__, "--messaging", str(rank), str(int(rank == computing))]
+        told = (rank, int(rank == computing), num_bytes, rate)
+        argv = [sys.executable, __file__, "--messaging", *map(str, told)]
         env = {
             "RANK": str(rank),
             "WORLD_SIZE": "2",
@@ -168,19 +168,28 @@ def _lost_s(hosts: EmulatedHosts, computing: int) -> float:
 
 def _messages(turns: int) -> Iterator[Record]:
     largest = frames.MAX_FRAME_BYTES
-    found: dict[tuple[str, int], list[float]] = {}
+    found: dict[tuple[str, int, int, float], list[float]] = {}
+    tried = [
+        (RATE, 2**20, largest),
+        (RATE, 2**20, frames.MIN_FRAME_BYTES),
+        (FASTER, 2**18, largest),
+        (FASTER, 2**21, largest),
+    ]
     try:
         for _ in range(turns):
-            for limit in (largest, frames.MIN_FRAME_BYTES):
+            for rate, num_bytes, limit in tried:
                 frames.MAX_FRAME_BYTES = limit
-                used = frames.frame_bytes(RATE)
-                with emulated(cluster({"a": 0.35, "b": 0.35})) as hosts:
+                used = frames.frame_bytes(rate)
+                hosts_with = cluster({"a": 0.35, "b": 0.35}, keep_warm=True, rate=rate)
+                with emulated(hosts_with) as hosts:
                     for computing, measure in enumerate(("lost_sending", "lost_receiving")):
-                        found.setdefault((measure, used), []).append(_lost_s(hosts, computing))
+                        lost_s = _lost_s(hosts, computing, num_bytes, rate)
+                        found.setdefault((measure, used, num_bytes, rate), []).append(lost_s)
     finally:
         frames.MAX_FRAME_BYTES = largest
-    for (measure, used), seconds in found.items():
-        yield record(measure, 1e3 * statistics.median(seconds), "ms", frame=used, per="MiB")
+    for (measure, used, num_bytes, rate), seconds in found.items():
+        about = {"frame": used, "message": num_bytes, "bytes_per_s": rate, "per": "MiB"}
+        yield record(measure, 1e3 * statistics.median(seconds), "ms", **about)
 
 
 def main() -> None:
@@ -188,7 +197,7 @@ def main() -> None:
     if sys.argv[1:2] == ["--stepping"]:
         be_stepping(sys.argv[2])
     elif sys.argv[1:2] == ["--messaging"]:
-        be_messaging(int(sys.argv[2]), sys.argv[3] == "1")
+        be_messaging(int(sys.argv[2]), sys.argv[3] == "1", int(sys.argv[4]), float(sys.argv[5]))
     else:
         args = parser(__doc__).parse_args()
         turns = 1 if args.quick else TURNS
