@@ -8,6 +8,7 @@ ranks agree that they were started for the same plan.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import tempfile
@@ -41,6 +42,9 @@ INPUTS, ANSWER = "in.safetensors", "out.safetensors"
 
 LOST_FRACTION = 0.9
 """A wait that fails before this part of its limit has failed for another reason than time."""
+
+HEARD_S = 5.0
+"""How long rank 0 stays for ranks that it has told why there is no run."""
 
 _OF_A_RANK = re.compile(r"rank-\d+\.json")
 
@@ -135,6 +139,7 @@ class World:
             except ApportionError as error:
                 if not self._told:
                     self._tell(to_data(error))
+                    self._wait_until_heard()
                 raise
 
     def lead(
@@ -194,6 +199,7 @@ class World:
         rank = self.environment.rank
         verdict = json.loads(self._get("bundle/verdict", 0))
         if "error" in verdict:
+            self.store.set(f"heard/{rank}", "1")
             raise from_data(verdict, before="rank 0 could not prepare the run: ")
         with _directory() as directory:
             for name in ("bundle.json", f"rank-{rank}.json", "constants.safetensors"):
@@ -215,6 +221,14 @@ class World:
         """Whether there is a run, for ranks that wait for it."""
         self.store.set("bundle/verdict", json.dumps(dict(verdict)))
         self._told = True
+
+    def _wait_until_heard(self) -> None:
+        """Stay until all others know why there is no run: the store may end with this process."""
+        others = [f"heard/{rank}" for rank in range(1, self.environment.world_size)]
+        deadline = time.monotonic() + HEARD_S
+        with contextlib.suppress(RuntimeError, dist.DistError):
+            while others and not self.store.check(others) and time.monotonic() < deadline:
+                time.sleep(0.02)
 
     def _serve(self, directory: Path, command: Message) -> None:
         rank = self.environment.rank
