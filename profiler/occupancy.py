@@ -6,9 +6,8 @@ second of transfer it is the link's ``send_occupancy`` or ``receive_occupancy``.
 function for their part; only one end computes at a time.
 
 As in a rank, one thread starts the messages and computes, and looks at them when they have long
-come; and they are as long as tensors between stages are. A second thread that waits for each, or
-messages of a quarter of a megabyte on a fast link, cost a rationed processor two to four times as
-much a byte.
+come; and they are as long as tensors between stages are. Short messages, each of which a second
+thread waits for, cost a rationed processor two to four times as much a byte.
 
 Where a core is idle, the transport's own thread works there and nearly nothing is lost; where the
 processor is full or its time is rationed, what the transport takes is lost to computing.
