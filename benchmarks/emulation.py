@@ -11,9 +11,9 @@ depends on who else uses the processor's caches at the time. The best is what a 
 ``alone_over_beside``: their ratio, the median over hosts. A profile that all hosts make at once is
 as ``step_beside``; what one host computes while the others wait takes this part of it.
 ``lost_receiving``, ``lost_sending``: how long a host of 0.35 core computes less for each MiB that
-comes or goes: at 5 MB/s in messages of 1 MiB, with the frames that are used and with 1,500 bytes at
-most; and at 62.5 MB/s in messages of 256 KiB and 2 MiB. A message whose packets cost nothing takes
-what copying it takes.
+comes or goes: at 5 MB/s in messages of 1 MiB, with the frames that are used, with 1,500 bytes at
+most, and where the kernel chooses the processors of hosts (``kept`` false); and at 62.5 MB/s in
+messages of 256 KiB and 2 MiB. A message whose packets cost nothing takes what copying it takes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.models import MODELS
 from benchmarks.records import Record, parser, publish, record
 from executor.emulate import EmulatedHosts, emulated, frames
+from executor.emulate import hosts as host_making
+from executor.emulate.processors import Share
 from profiler.cluster import Cluster, Device, Host
 from profiler.emulation import EmulatedHost, Emulation
 from profiler.sources import Example
@@ -168,28 +170,40 @@ def _lost_s(hosts: EmulatedHosts, computing: int, num_bytes: int, rate: float) -
 
 def _messages(turns: int) -> Iterator[Record]:
     largest = frames.MAX_FRAME_BYTES
-    found: dict[tuple[str, int, int, float], list[float]] = {}
+    kept_on = host_making.share_out
+    found: dict[tuple[str, int, int, float, bool], list[float]] = {}
     tried = [
-        (RATE, 2**20, largest),
-        (RATE, 2**20, frames.MIN_FRAME_BYTES),
-        (FASTER, 2**18, largest),
-        (FASTER, 2**21, largest),
+        (RATE, 2**20, largest, True),
+        (RATE, 2**20, largest, False),
+        (RATE, 2**20, frames.MIN_FRAME_BYTES, True),
+        (FASTER, 2**18, largest, True),
+        (FASTER, 2**21, largest, True),
     ]
     try:
         for _ in range(turns):
-            for rate, num_bytes, limit in tried:
+            for rate, num_bytes, limit, kept in tried:
                 frames.MAX_FRAME_BYTES = limit
+                host_making.share_out = kept_on if kept else _left_to_the_kernel
                 used = frames.frame_bytes(rate)
                 hosts_with = cluster({"a": 0.35, "b": 0.35}, keep_warm=True, rate=rate)
                 with emulated(hosts_with) as hosts:
                     for computing, measure in enumerate(("lost_sending", "lost_receiving")):
                         lost_s = _lost_s(hosts, computing, num_bytes, rate)
-                        found.setdefault((measure, used, num_bytes, rate), []).append(lost_s)
+                        key = measure, used, num_bytes, rate, kept
+                        found.setdefault(key, []).append(lost_s)
     finally:
+        host_making.share_out = kept_on
         frames.MAX_FRAME_BYTES = largest
-    for (measure, used, num_bytes, rate), seconds in found.items():
-        about = {"frame": used, "message": num_bytes, "bytes_per_s": rate, "per": "MiB"}
+    for (measure, used, num_bytes, rate, kept), seconds in found.items():
+        about = {"frame": used, "message": num_bytes, "bytes_per_s": rate, "kept": kept}
+        about["per"] = "MiB"
         yield record(measure, 1e3 * statistics.median(seconds), "ms", **about)
+
+
+def _left_to_the_kernel(
+    cores: Sequence[float | None], _free: Mapping[int, float]
+) -> tuple[Share, ...]:
+    return tuple(() for _ in cores)
 
 
 def main() -> None:
