@@ -10,6 +10,8 @@ from typing import Protocol
 
 import torch.distributed as dist
 
+from profiler.glooloop import threads_behind_computing
+
 PART_BYTES = 4 * 2**20
 """A TCP store drops the connection of whoever puts more than 8 MiB under one key (torch 2.13)."""
 
@@ -67,10 +69,11 @@ def get_bytes(store: Store, key: str) -> bytes:
 
 def join_group(store: Store, *, rank: int, world_size: int, timeout_s: float) -> None:
     """Join the gloo process group of ``world_size`` ranks that meet at ``store``."""
-    dist.init_process_group(
-        "gloo",
-        store=store,  # type: ignore[arg-type]
-        rank=rank,
-        world_size=world_size,
-        timeout=timedelta(seconds=timeout_s),
-    )
+    with threads_behind_computing():
+        dist.init_process_group(
+            "gloo",
+            store=store,  # type: ignore[arg-type]
+            rank=rank,
+            world_size=world_size,
+            timeout=timedelta(seconds=timeout_s),
+        )

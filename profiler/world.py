@@ -28,6 +28,7 @@ import torch.distributed as dist
 from profiler import errors
 from profiler.environment import Environment, first_line
 from profiler.errors import ApportionError, InvalidInputError, RankFailedError
+from profiler.glooloop import threads_behind_computing
 from profiler.stores import Store, below, get_bytes, join_group, put_bytes
 
 DEFAULT_TIMEOUT_S = 60.0
@@ -343,7 +344,9 @@ class World:
         place = f"group/{next(self._steps)}/"
         try:
             if dist.is_initialized():
-                group = dist.new_group(backend="gloo", timeout=timedelta(seconds=self.timeout_s))
+                limit = timedelta(seconds=self.timeout_s)
+                with threads_behind_computing():
+                    group = dist.new_group(backend="gloo", timeout=limit)
             else:
                 group = None
                 join_group(
