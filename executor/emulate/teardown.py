@@ -64,6 +64,7 @@ def inside(instance: Instance) -> set[int]:
 
 def _end_processes(instance: Instance) -> None:
     deadline = time.monotonic() + KILL_S
+    groups.hurry(Path(group) for group in instance.groups)
     while found := inside(instance):
         if time.monotonic() > deadline:
             raise EmulationError(
@@ -73,6 +74,7 @@ def _end_processes(instance: Instance) -> None:
         # Again and again: a process may have started another one meanwhile.
         for pid in found:
             with contextlib.suppress(ProcessLookupError):
+                os.sched_setscheduler(pid, os.SCHED_OTHER, os.sched_param(0))
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
 

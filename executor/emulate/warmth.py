@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 KEEP_WARM = (sys.executable, "-m", "executor.emulate.warmth")
 """The command that keeps every core warm which it may use."""
@@ -24,6 +24,9 @@ TOKENS = (197, 64, 16)
 """Lengths of what is computed: kernels have other code for other remainders."""
 LOOK_S = 0.2
 """How often the processes look whether who wanted them is still there."""
+END_S = 1.0
+"""How long is waited for a killed process. It may get no processor time to end in, where others
+work on its core: it ends with the hosts then, or once the core is free."""
 
 
 @contextmanager
@@ -41,7 +44,8 @@ def warm_cores(command: Sequence[str] = KEEP_WARM) -> Iterator[None]:
         yield
     finally:
         keeper.kill()
-        keeper.wait()
+        with suppress(subprocess.TimeoutExpired):
+            keeper.wait(END_S)
 
 
 def main() -> None:

@@ -124,3 +124,19 @@ def test_only_hosts_that_wait_need_it(
     cluster = asking(cores, keep_warm=asked)
     with EmulatedHosts(cluster, layout(cluster, token="0123abcd"), {}).kept_warm():
         assert bool(began) == warm
+
+
+def test_hosts_come_down_though_others_leave_those_processes_no_time() -> None:
+    require_emulation()
+    core = min(os.sched_getaffinity(0))
+    hog = subprocess.Popen(
+        [sys.executable, "-c", f"import os\nos.sched_setaffinity(0, {{{core}}})\nwhile True: pass"]
+    )
+    try:
+        with emulated(asking({"a": 0.5})):
+            found = keepers(os.getpid())
+            time.sleep(1.0)
+        assert all_end(found)
+    finally:
+        hog.kill()
+        hog.wait()
