@@ -44,6 +44,7 @@ from executor.schedule import Message
 from executor.transport import Pending, Transport
 from profiler.cluster import Cluster, Device, Host
 from profiler.emulation import Emulation
+from profiler.stores import file_store, join_group
 from profiler.units import parse_bytes_per_s
 
 WINDOW = 8
@@ -59,8 +60,9 @@ class Pair:
     def __init__(self, rank: int, store: str, address: str, port: int) -> None:
         torch.set_num_threads(1)
         self.rank, self.other = rank, 1 - rank
-        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+        join_group(file_store(store, 2), rank=rank, world_size=2, timeout_s=60.0)
         self.transport = Transport(rank=rank, timeout_s=60.0)
+        self.bare = dist.new_group(backend="gloo")
         if rank == 0:
             server = socket.create_server((address, port))
             dist.barrier()
@@ -111,7 +113,7 @@ class Pair:
             if len(under_way) == WINDOW:
                 under_way.pop(0).wait()
             start = dist.isend if self.rank == 0 else dist.irecv
-            work = start(buffers[i % WINDOW], self.other, tag=0)
+            work = start(buffers[i % WINDOW], self.other, group=self.bare, tag=0)
             assert work is not None
             under_way.append(work)
         for one in under_way:
@@ -167,8 +169,8 @@ class Pair:
 
         self.hops(
             count,
-            send=lambda: started(dist.isend(leaving, self.other, tag=0)),
-            receive=lambda: started(dist.irecv(coming, self.other, tag=0)),
+            send=lambda: started(dist.isend(leaving, self.other, group=self.bare, tag=0)),
+            receive=lambda: started(dist.irecv(coming, self.other, group=self.bare, tag=0)),
         )
 
 
