@@ -39,6 +39,7 @@ from executor.emulate import hosts as host_making
 from executor.emulate.processors import Share
 from profiler.cluster import Cluster, Device, Host
 from profiler.emulation import EmulatedHost, Emulation
+from profiler.glooloop import threads_behind_computing
 from profiler.sources import Example
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,7 +75,8 @@ def call(model: nn.Module, inputs: Any) -> object:
 def be_messaging(rank: int, computes: bool, num_bytes: int, rate: float) -> None:
     """Sends (rank 0) or receives; whoever computes meanwhile prints the seconds lost a MiB."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    with threads_behind_computing():  # as ranks join theirs
+        dist.init_process_group("gloo", rank=rank, world_size=2)
     message = torch.zeros(num_bytes, dtype=torch.uint8)
     number = max(4, round(rate * STREAM_S / num_bytes))
     factor = torch.randn(256, 256)

@@ -68,6 +68,7 @@ from profiler.sources import load_model
 ROOT = Path(__file__).resolve().parents[1]
 CLUSTERS = ("fast_and_slow", "slow_middle", "weak_device", "all_different")
 BATCH = 16
+TURNS = 7
 MOVED = 0.10
 """Cells are measured again, once, if their machine's computing is further off its profile."""
 UNEQUAL_PROCESSORS = ("fast_and_slow", "weak_device", "all_different")
@@ -127,7 +128,7 @@ def _measured(
 def _cell(ground: Ground, cluster: str, model: str, *, quick: bool) -> Cell:
     hosts, profile = ground.hosts, ground.profile
     entered = contenders(profile, batch_size=BATCH)
-    repeats = 2 if quick else 5
+    repeats = 2 if quick else TURNS
     ref = f"benchmarks.models:{model}"
     outcomes = compete(ground, entered, repeats=repeats, run_s=0.8 if quick else 1.2)
     settle()
@@ -141,7 +142,7 @@ def _cell(ground: Ground, cluster: str, model: str, *, quick: bool) -> Cell:
                 (Objective.LATENCY, "single"),
             ):
                 theirs.seconds(what, 1)
-                times = [theirs.seconds(what, 2 if quick else 3) for _ in range(repeats)]
+                times = [theirs.seconds(what, 2 if quick else 3) for _ in range((repeats + 1) // 2)]
                 torch_s[objective] = statistics.median(times)
     ours = {one.objective: one.plan for one in entered if one.name == "apportion"}
     return Cell(

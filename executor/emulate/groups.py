@@ -63,13 +63,16 @@ class HostGroup:
 def plan_group(host: HostLayout, *, processors: Sequence[int] = (), proc: Path = PROC) -> HostGroup:
     """The groups of ``host`` on this machine; none where nothing limits it.
 
-    It runs on ``processors`` alone, if any are named and this machine can keep it to them.
+    It runs on ``processors`` alone, if any are named and this machine can keep it to them. Where it
+    may take all of their time it has no quota: one that is just as much stops it for a moment in
+    every few periods.
 
     Raises:
         EmulationError: a limit is asked for and its controller is not there.
     """
     directories: dict[Path, None] = {}
     writes: list[Write] = []
+    kept_by = hierarchy("cpuset", proc=proc) if processors else None
     # Made even without a limit: a group tells who is inside and what memory they hold.
     limits: tuple[tuple[Controller, float | None], ...] = (
         ("cpu", host.cores),
@@ -88,14 +91,15 @@ def plan_group(host: HostLayout, *, processors: Sequence[int] = (), proc: Path =
         directory = tree.mount / host.group
         directories[directory] = None
         if controller == "cpu" and host.cores is not None:
-            writes += _processors(tree, directory, host.cores, host.period_s)
+            if kept_by is None or host.cores < len(processors):
+                writes += _quota(tree, directory, host.cores, host.period_s)
+            writes += _weight(tree, directory, host.cores)
         if controller == "memory" and host.memory_bytes is not None:
             writes += _memory(tree, directory, host.memory_bytes)
-    tree = hierarchy("cpuset", proc=proc) if processors else None
-    if tree is not None:
-        directory = tree.mount / host.group
+    if kept_by is not None:
+        directory = kept_by.mount / host.group
         directories[directory] = None
-        writes += _kept_on(tree, directory, processors)
+        writes += _kept_on(kept_by, directory, processors)
     return HostGroup(directories=tuple(directories), writes=tuple(writes))
 
 
@@ -120,20 +124,22 @@ def plan_idle_group(name: str, *, proc: Path = PROC) -> HostGroup:
     )
 
 
-def _processors(tree: Hierarchy, directory: Path, cores: float, period_s: float) -> list[Write]:
+def _quota(tree: Hierarchy, directory: Path, cores: float, period_s: float) -> list[Write]:
     quota_us, period_us = quota(cores, period_s)
     if tree.version == 2:
-        weight = min(10_000, max(1, round(WEIGHT_PER_CORE * cores)))
-        return [
-            Write(file=directory / "cpu.max", text=f"{quota_us} {period_us}"),
-            Write(file=directory / "cpu.weight", text=str(weight), optional=True),
-        ]
-    shares = min(262_144, max(2, round(SHARES_PER_CORE * cores)))
+        return [Write(file=directory / "cpu.max", text=f"{quota_us} {period_us}")]
     return [
         Write(file=directory / "cpu.cfs_period_us", text=str(period_us)),
         Write(file=directory / "cpu.cfs_quota_us", text=str(quota_us)),
-        Write(file=directory / "cpu.shares", text=str(shares), optional=True),
     ]
+
+
+def _weight(tree: Hierarchy, directory: Path, cores: float) -> list[Write]:
+    if tree.version == 2:
+        weight = min(10_000, max(1, round(WEIGHT_PER_CORE * cores)))
+        return [Write(file=directory / "cpu.weight", text=str(weight), optional=True)]
+    shares = min(262_144, max(2, round(SHARES_PER_CORE * cores)))
+    return [Write(file=directory / "cpu.shares", text=str(shares), optional=True)]
 
 
 def _kept_on(tree: Hierarchy, directory: Path, processors: Sequence[int]) -> list[Write]:

@@ -89,6 +89,23 @@ def test_version_2_keeps_a_host_on_its_processors(tmp_path: Path) -> None:
     assert written(directory)["cpuset.cpus"] == "1"
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_who_may_take_all_of_its_processors_has_no_quota(version: int, tmp_path: Path) -> None:
+    trees = (
+        {"cpu": "cpu", "memory": "memory", "sets": "cpuset"} if version == 1 else {"fs": "unified"}
+    )
+    files = {"sets/cpuset.mems": "0\n", "fs/cgroup.controllers": "cpu memory cpuset"}
+    proc = machine(
+        tmp_path, trees, own="", files={k: v for k, v in files.items() if k.split("/")[0] in trees}
+    )
+    whole = groups.plan_group(host(cores=2.0), processors=(0, 1), proc=proc)
+    assert not whole.quotas
+    assert {"cpuset.cpus"} <= {write.file.name for write in whole.writes}
+    assert {"cpu.shares", "cpu.weight"} & {write.file.name for write in whole.writes}
+    assert groups.plan_group(host(cores=1.5), processors=(0, 1), proc=proc).quotas
+    assert groups.plan_group(host(cores=2.0), proc=proc).quotas
+
+
 def test_where_hosts_cannot_be_kept_on_processors_the_kernel_chooses(tmp_path: Path) -> None:
     proc = version_1(tmp_path)
     assert groups.plan_group(host(), processors=(1,), proc=proc) == groups.plan_group(
