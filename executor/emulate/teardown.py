@@ -73,8 +73,9 @@ def _end_processes(instance: Instance) -> None:
             )
         # Again and again: a process may have started another one meanwhile.
         for pid in found:
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(OSError):  # gone, or a sandbox forbids it
                 os.sched_setscheduler(pid, os.SCHED_OTHER, os.sched_param(0))
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
 
