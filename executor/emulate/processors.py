@@ -3,7 +3,7 @@
 A host with a part of a core stands for a machine with one slow processor, on which the thread that
 moves messages stops the one that computes. Left to the kernel, it would work on any processor that
 is idle at the moment, and be woken there from rest for every frame that comes: that costs the host
-half as much again and more (``lost_receiving`` of ``benchmarks/emulation.py``).
+three times as much (``lost_receiving`` of ``benchmarks/emulation.py``).
 """
 
 from __future__ import annotations
