@@ -37,6 +37,8 @@ LOOPS = {"normal": contextlib.nullcontext, "batch": threads_behind_computing}
 LOOP = "gloo_tcp_loop"
 """What gloo calls its threads."""
 TURNS = 7
+END_S = 10.0
+"""How long ranks may take to end once the figures are there."""
 STEPS = 100
 COMPUTE_S = 0.005
 RING_BYTES = (4 * 2**10, 96 * 2**10, 2**20)
@@ -157,7 +159,8 @@ def turn(loop: str) -> dict[str, float]:
             answer: dict[str, float] = ours.recv()
         finally:
             for rank in ranks:
-                rank.join()
+                rank.join(END_S)
+                rank.kill()  # one whose other has failed would wait for it
     return answer
 
 

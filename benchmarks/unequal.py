@@ -69,6 +69,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CLUSTERS = ("fast_and_slow", "slow_middle", "weak_device", "all_different")
 BATCH = 16
 TURNS = 7
+"""Of the plans that are near the best by prediction; others take part in fewer (``cells.NEAR``)."""
 MOVED = 0.10
 """Cells are measured again, once, if their machine's computing is further off its profile."""
 UNEQUAL_PROCESSORS = ("fast_and_slow", "weak_device", "all_different")
