@@ -152,6 +152,11 @@ class _Run:
         self.collecting: deque[list[Pending]] = deque()
         self.feeding: deque[list[Pending]] = deque()
         self.sending: deque[list[Pending]] = deque()
+        # Receives started; and how many pieces may come in, or leave, while another is computed.
+        self.coming: Iterator[_Arriving] = iter(())
+        self.waiting: deque[_Arriving] = deque()
+        whole_batch = loop.stage is not None and loop.stage.role.whole_batch
+        self.ahead = 1 if whole_batch else loop.depth
         self._blocked_s = 0.0  # waiting for others
         self._taking_s = self._taking_cpu_s = 0.0  # getting inputs, waiting included
 
@@ -199,8 +204,7 @@ class _Run:
     def through(self, steps: list[Interval]) -> None:
         """All steps, with receives started ``depth`` pieces ahead across their borders."""
         work = [self.schedule.step(self.loop.rank, items) for items in steps]
-        ahead = self._arrivals(work)
-        waiting: deque[_Arriving] = deque()
+        self.coming = self._arrivals(work)
         steps_ahead = self.schedule.steps_ahead
         for index in range(steps_ahead):
             self._serve(work, index)
@@ -208,9 +212,8 @@ class _Run:
             self._serve(work, index + steps_ahead)
             for _ in step.pieces:
                 begun = time.perf_counter(), time.thread_time()
-                while len(waiting) < self.loop.depth and (arriving := next(ahead, None)):
-                    waiting.append(arriving)
-                self._piece(waiting.popleft(), begun)
+                self._receive_ahead(self.loop.depth)
+                self._piece(self.waiting.popleft(), begun)
             self.record.step_ends_s.append(time.perf_counter())
             # As many may be under way behind this step as ahead of it, and no more.
             self._settle(at_most=2 * steps_ahead)
@@ -282,6 +285,11 @@ class _Run:
                     parts.setdefault(message.tensor, []).append(part)
                 yield _Arriving(piece=piece, parts=parts)
 
+    def _receive_ahead(self, pieces: int) -> None:
+        with torch.inference_mode(False):  # buffers like any other, asked for while computing too
+            while len(self.waiting) < pieces and (arriving := next(self.coming, None)):
+                self.waiting.append(arriving)
+
     def _piece(self, arriving: _Arriving, begun: tuple[float, float]) -> None:
         """Compute a piece, and send on what it gives; its turn ``begun`` at these clock times of
         the world and of the processor."""
@@ -306,8 +314,8 @@ class _Run:
         sent = [self._send(message, values, piece) for message in piece.sends]
         self.sending.append([one for one in sent if one is not None])
         sent_cpu = time.thread_time()
-        # Bounded memory: what was sent more than ``depth`` pieces ago must have left.
-        self._finish(self.sending, at_most=self.loop.depth)
+        # Bounded memory: what was sent more than so many pieces ago must have left.
+        self._finish(self.sending, at_most=self.ahead)
         ended, ended_cpu = time.perf_counter(), time.thread_time()
         record = self.record
         record.items.append(piece.items[1] - piece.items[0])
@@ -330,6 +338,8 @@ class _Run:
         tensors = [
             self._input(part) if isinstance(part, Message) else self._end(part) for part in parts
         ]
+        # A piece is there, and the wire free for the next: no earlier, they would have shared it.
+        self._receive_ahead(self.ahead)
         dim = self.loop.tensors[name].batch_dim
         whole = tensors[0] if len(tensors) == 1 or dim is None else torch.cat(tensors, dim=dim)
         if isinstance(parts[0], Message) and (name in stage.changes or misaligned(whole)):

@@ -120,3 +120,21 @@ def test_depth_bounds_what_is_under_way(depth: int) -> None:
 
     loops.run(plan, graph, inputs(1), repeats=40, pause=pause)
     assert max(ahead) <= 2 * depth + 2
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_a_rank_that_computes_has_asked_for_the_next_pieces(depth: int) -> None:
+    # A transport moves nothing that has not been asked for: with less, a wire would stand still.
+    plan, graph = line(2, batch=1, micro=1)
+    plan = with_depth(plan, depth)
+    board = loops.Board()
+    asked = []
+
+    def pause(rank: int) -> float:
+        if rank:
+            asked.append(board.asked[rank] - 1)  # the piece itself apart
+        return 0.001
+
+    loops.run(plan, graph, inputs(1), repeats=20, pause=pause, board=board)
+    begun = [count - done for done, count in enumerate(asked)]
+    assert begun == [min(depth, 19 - done) for done in range(20)]

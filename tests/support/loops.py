@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,12 +49,14 @@ class Board:
         self.sends: dict[tuple[int, int, int], list[Waiting]] = defaultdict(list)
         self.receives: dict[tuple[int, int, int], list[Waiting]] = defaultdict(list)
         self.moved = 0
+        self.asked: Counter[int] = Counter()  # receives by rank
 
     def ask(self, one: Waiting, *, sending: bool) -> Waiting:
         """Put up one end; if the other is there, the tensor moves."""
         key = (one.message.source, one.message.target, one.message.tag)
         with self.lock:
             (self.sends if sending else self.receives)[key].append(one)
+            self.asked[one.message.target] += not sending
             while self.sends[key] and self.receives[key]:
                 sent, received = self.sends[key].pop(0), self.receives[key].pop(0)
                 assert sent.message == received.message
@@ -103,10 +105,16 @@ def undivided(graph: ModelGraph, x: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def run(
-    plan: Plan, graph: ModelGraph, x: torch.Tensor, *, repeats: int = 1, pause: Pause | None = None
+    plan: Plan,
+    graph: ModelGraph,
+    x: torch.Tensor,
+    *,
+    repeats: int = 1,
+    pause: Pause | None = None,
+    board: Board | None = None,
 ) -> tuple[dict[str, torch.Tensor], dict[int, RankRecord], Board]:
     """Run a plan for a graph of :func:`tests.support.builders.make_graph` on inputs ``x``."""
-    schedule, board = Schedule(plan, graph), Board()
+    schedule, board = Schedule(plan, graph), board or Board()
     records: dict[int, RankRecord] = {}
     answers: dict[str, torch.Tensor] = {}
     failures: list[BaseException] = []
