@@ -120,7 +120,7 @@ def _measured(
             f"benchmarks.models:{model}",
             folder=Path(temporary),
             batch_sizes=(4, 16) if quick else (1, 2, 4, 8, 16),
-            budget_s=4.0 if quick else 20.0,
+            budget_s=4.0 if quick else 40.0,
         )
         ground = Ground(hosts=hosts, profile=profile, captured=captured)
         return _cell(ground, cluster_name, model, quick=quick), profile
