@@ -95,7 +95,9 @@ class RankLoop:
         self.rank = rank
         self.stage = stage
         self.transport = transport
-        self.depth = schedule.plan.spec.schedule.depth
+        # How many pieces may come in, or leave, while another is computed: as the ledger counts.
+        whole_batch = stage is not None and stage.role.whole_batch
+        self.ahead = 1 if whole_batch else schedule.plan.spec.schedule.depth
         self.tensors: Mapping[str, Tensor] = schedule.graph.tensor
 
     def run(
@@ -152,11 +154,9 @@ class _Run:
         self.collecting: deque[list[Pending]] = deque()
         self.feeding: deque[list[Pending]] = deque()
         self.sending: deque[list[Pending]] = deque()
-        # Receives started; and how many pieces may come in, or leave, while another is computed.
+        # Pieces: all that are still to be asked for, and those whose receives have started.
         self.coming: Iterator[_Arriving] = iter(())
         self.waiting: deque[_Arriving] = deque()
-        whole_batch = loop.stage is not None and loop.stage.role.whole_batch
-        self.ahead = 1 if whole_batch else loop.depth
         self._blocked_s = 0.0  # waiting for others
         self._taking_s = self._taking_cpu_s = 0.0  # getting inputs, waiting included
 
@@ -202,7 +202,7 @@ class _Run:
         return receive_answer(schedule, self.transport, outputs)
 
     def through(self, steps: list[Interval]) -> None:
-        """All steps, with receives started ``depth`` pieces ahead across their borders."""
+        """All steps, with receives started ``ahead`` pieces ahead across their borders."""
         work = [self.schedule.step(self.loop.rank, items) for items in steps]
         self.coming = self._arrivals(work)
         steps_ahead = self.schedule.steps_ahead
@@ -212,7 +212,7 @@ class _Run:
             self._serve(work, index + steps_ahead)
             for _ in step.pieces:
                 begun = time.perf_counter(), time.thread_time()
-                self._receive_ahead(self.loop.depth)
+                self._receive_ahead()
                 self._piece(self.waiting.popleft(), begun)
             self.record.step_ends_s.append(time.perf_counter())
             # As many may be under way behind this step as ahead of it, and no more.
@@ -285,9 +285,9 @@ class _Run:
                     parts.setdefault(message.tensor, []).append(part)
                 yield _Arriving(piece=piece, parts=parts)
 
-    def _receive_ahead(self, pieces: int) -> None:
+    def _receive_ahead(self) -> None:
         with torch.inference_mode(False):  # buffers like any other, asked for while computing too
-            while len(self.waiting) < pieces and (arriving := next(self.coming, None)):
+            while len(self.waiting) < self.loop.ahead and (arriving := next(self.coming, None)):
                 self.waiting.append(arriving)
 
     def _piece(self, arriving: _Arriving, begun: tuple[float, float]) -> None:
@@ -315,7 +315,7 @@ class _Run:
         self.sending.append([one for one in sent if one is not None])
         sent_cpu = time.thread_time()
         # Bounded memory: what was sent more than so many pieces ago must have left.
-        self._finish(self.sending, at_most=self.ahead)
+        self._finish(self.sending, at_most=self.loop.ahead)
         ended, ended_cpu = time.perf_counter(), time.thread_time()
         record = self.record
         record.items.append(piece.items[1] - piece.items[0])
@@ -339,7 +339,7 @@ class _Run:
             self._input(part) if isinstance(part, Message) else self._end(part) for part in parts
         ]
         # A piece is there, and the wire free for the next: no earlier, they would have shared it.
-        self._receive_ahead(self.ahead)
+        self._receive_ahead()
         dim = self.loop.tensors[name].batch_dim
         whole = tensors[0] if len(tensors) == 1 or dim is None else torch.cat(tensors, dim=dim)
         if isinstance(parts[0], Message) and (name in stage.changes or misaligned(whole)):

@@ -59,10 +59,18 @@ def line(
     root_stage: int = 0,
     edges: tuple[tuple[int, int], ...] = (),
     routing: str = "relay",
+    whole_batch: bool = False,
 ) -> tuple[Plan, ModelGraph]:
-    """One layer a stage, one stage a device; the root runs ``root_stage`` (-1: none)."""
+    """One layer a stage, one stage a device; the root runs ``root_stage`` (-1: none). With
+    ``whole_batch`` the last stage takes whole batches."""
     chain = {(i, i + 1) for i in range(num_stages - 1)}
-    graph = make_graph(sorted(chain | set(edges)), num_stages, floats_per_item=1)
+    last = num_stages - 1
+    graph = make_graph(
+        sorted(chain | set(edges)),
+        num_stages,
+        floats_per_item=1,
+        whole_batch=[last] if whole_batch else [],
+    )
     names = [f"d{i}" for i in range(num_stages + 1)]
     profile = make_profile(
         graph,
@@ -71,7 +79,10 @@ def line(
     )
     others = iter(names[1:])
     devices = ["d0" if i == root_stage else next(others) for i in range(num_stages)]
-    parts = [Part(layers=[i], devices=[f"h/{device}"]) for i, device in enumerate(devices)]
+    parts = [
+        Part(layers=[i], devices=[f"h/{device}"], whole_batch=whole_batch and i == last)
+        for i, device in enumerate(devices)
+    ]
     request = PlanRequest(batch_size=batch, microbatch_size=micro)
     return make_plan(profile, parts, request=request, routing=routing), graph
 
@@ -122,10 +133,12 @@ def test_depth_bounds_what_is_under_way(depth: int) -> None:
     assert max(ahead) <= 2 * depth + 2
 
 
+@pytest.mark.parametrize("whole_batch", [False, True])
 @pytest.mark.parametrize("depth", [1, 2, 4])
-def test_a_rank_that_computes_has_asked_for_the_next_pieces(depth: int) -> None:
+def test_a_rank_that_computes_has_asked_for_the_next_pieces(depth: int, whole_batch: bool) -> None:
     # A transport moves nothing that has not been asked for: with less, a wire would stand still.
-    plan, graph = line(2, batch=1, micro=1)
+    # With more, a rank would take memory that its ledger does not count.
+    plan, graph = line(2, batch=2, micro=2, whole_batch=whole_batch)
     plan = with_depth(plan, depth)
     board = loops.Board()
     asked = []
@@ -135,6 +148,24 @@ def test_a_rank_that_computes_has_asked_for_the_next_pieces(depth: int) -> None:
             asked.append(board.asked[rank] - 1)  # the piece itself apart
         return 0.001
 
-    loops.run(plan, graph, inputs(1), repeats=20, pause=pause, board=board)
+    loops.run(plan, graph, inputs(2), repeats=20, pause=pause, board=board)
     begun = [count - done for done, count in enumerate(asked)]
-    assert begun == [min(depth, 19 - done) for done in range(20)]
+    ahead = 1 if whole_batch else depth
+    assert begun == [min(ahead, 19 - done) for done in range(20)]
+
+
+@pytest.mark.parametrize("whole_batch", [False, True])
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_no_more_is_on_its_way_before_a_piece_is_there(depth: int, whole_batch: bool) -> None:
+    # As latencies are reckoned: more would share the wire with what a rank waits for.
+    plan, graph = line(2, batch=2, micro=2, whole_batch=whole_batch)
+    plan = with_depth(plan, depth)
+    on_their_way: list[int] = []
+
+    class Watched(loops.Board):
+        def awaited(self, one: loops.Waiting) -> None:
+            if one.message.target == 1 and not one.sending:
+                on_their_way.append(self.asked[1] - len(on_their_way))
+
+    loops.run(plan, graph, inputs(2), repeats=20, board=Watched())
+    assert on_their_way == [min(1 if whole_batch else depth, 20 - done) for done in range(20)]

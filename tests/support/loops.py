@@ -38,6 +38,7 @@ class Waiting:
 
     message: Message
     tensor: torch.Tensor
+    sending: bool
     done: threading.Event = field(default_factory=threading.Event)
 
 
@@ -51,12 +52,15 @@ class Board:
         self.moved = 0
         self.asked: Counter[int] = Counter()  # receives by rank
 
-    def ask(self, one: Waiting, *, sending: bool) -> Waiting:
+    def awaited(self, one: Waiting) -> None:
+        """Told of each end before its rank waits for it."""
+
+    def ask(self, one: Waiting) -> Waiting:
         """Put up one end; if the other is there, the tensor moves."""
         key = (one.message.source, one.message.target, one.message.tag)
         with self.lock:
-            (self.sends if sending else self.receives)[key].append(one)
-            self.asked[one.message.target] += not sending
+            (self.sends if one.sending else self.receives)[key].append(one)
+            self.asked[one.message.target] += not one.sending
             while self.sends[key] and self.receives[key]:
                 sent, received = self.sends[key].pop(0), self.receives[key].pop(0)
                 assert sent.message == received.message
@@ -75,12 +79,13 @@ class BoardTransport:
     board: Board
 
     def send(self, tensor: torch.Tensor, message: Message) -> Waiting:
-        return self.board.ask(Waiting(message, tensor), sending=True)
+        return self.board.ask(Waiting(message, tensor, sending=True))
 
     def receive(self, buffer: torch.Tensor, message: Message) -> Waiting:
-        return self.board.ask(Waiting(message, buffer), sending=False)
+        return self.board.ask(Waiting(message, buffer, sending=False))
 
     def finish(self, pending: Waiting) -> torch.Tensor:
+        self.board.awaited(pending)
         if not pending.done.wait(PATIENCE_S):
             raise Stuck(f"{pending.message} never ended")
         return pending.tensor
