@@ -14,13 +14,19 @@ where the rank took more than the plan said.
 ``within_prediction_and_a_tenth``: as root, a model is profiled by three emulated hosts; each host's
 memory is then limited to what the plan says of its rank and a tenth, and the plan runs: the part of
 the runs that complete. The kernel kills what exceeds a limit.
+
+``page_taken_again_ms_per_mib``: what it takes to write to memory that was given back to the system
+over what it takes to write to it once more, as after ``executor.footprint`` gave pages back.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
+import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -301,6 +307,22 @@ def _even(profile: Profile, items: int) -> Plan:
     return plan(profile, PlanRequest(batch_size=items, pins=tuple(pins)))
 
 
+def taken_again(*, quick: bool) -> Record:
+    """Writing to pages that were given back, and to the same pages right after."""
+    size, found = 64 * 2**20, []
+    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as pages:
+        for _ in range(3 if quick else 15):
+            pages.madvise(mmap.MADV_DONTNEED)
+            seconds = []
+            for _ in range(2):
+                start = time.perf_counter()
+                for place in range(0, size, mmap.PAGESIZE):
+                    pages[place] = 1
+                seconds.append(time.perf_counter() - start)
+            found.append(1e3 * (seconds[0] - seconds[1]) / (size / 2**20))
+    return record("page_taken_again_ms_per_mib", statistics.median(found), "ms", rounds=len(found))
+
+
 def main() -> None:
     """Measure and publish."""
     args = parser(__doc__).parse_args()
@@ -308,6 +330,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="apportion-bench-") as directory:
         records = [over_weights(Path(directory), quick=args.quick)]
     records += errors(quick=args.quick)
+    records.append(taken_again(quick=args.quick))
     if os.geteuid() == 0:
         records.append(within_limits(quick=args.quick))
     else:

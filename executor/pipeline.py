@@ -14,19 +14,18 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from torch import nn
 
 from executor.aggregation import Collector, InPlace, KeptApart, combine_tensors, make_aggregator
-from executor.collectives import StageJoins
 from executor.delivery import Kept, receive_answer, send_answer
+from executor.footprint import Footprint
 from executor.late import LateInput, misaligned
-from executor.schedule import Interval, Message, Piece, Schedule, StageRole, StepWork
+from executor.schedule import Interval, Message, Piece, Schedule, StepWork
 from executor.shapes import Shapes
+from executor.stage import StageModule
 from executor.transport import Pending, Transport
 from planner.request import Destination
 from profiler.errors import RankFailedError
 from profiler.graph import Tensor
-from profiler.program import StageProgram
 
 Recorder = Callable[[str, Interval | None, torch.Tensor], None]
 """Called with every tensor that a stage computes for others: name, items, value."""
@@ -57,21 +56,6 @@ class RankRecord:
     kept: dict[str, list[Interval]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
-class StageModule:
-    """A stage ready to run on this rank; ``changes`` are inputs it may modify in place. ``joins``
-    are those with other ranks that divide it. In place of the inputs ``awaited`` its module takes
-    objects that it asks for the tensor (``wait()``) where it first reads it."""
-
-    role: StageRole
-    program: StageProgram
-    module: nn.Module
-    device: torch.device
-    changes: frozenset[str] = frozenset()
-    joins: StageJoins | None = None
-    awaited: frozenset[str] = frozenset()
-
-
 @dataclass
 class _Arriving:
     """A piece whose inputs are on their way."""
@@ -90,11 +74,13 @@ class RankLoop:
         rank: int,
         stage: StageModule | None,
         transport: Transport,
+        footprint: Footprint | None = None,
     ) -> None:
         self.schedule = schedule
         self.rank = rank
         self.stage = stage
         self.transport = transport
+        self.footprint = footprint
         # How many pieces may come in, or leave, while another is computed: as the ledger counts.
         whole_batch = stage is not None and stage.role.whole_batch
         self.ahead = 1 if whole_batch else schedule.plan.spec.schedule.depth
@@ -316,6 +302,8 @@ class _Run:
         sent_cpu = time.thread_time()
         # Bounded memory: what was sent more than so many pieces ago must have left.
         self._finish(self.sending, at_most=self.loop.ahead)
+        if self.loop.footprint is not None:
+            self.loop.footprint.keep()
         ended, ended_cpu = time.perf_counter(), time.thread_time()
         record = self.record
         record.items.append(piece.items[1] - piece.items[0])

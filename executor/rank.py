@@ -6,16 +6,12 @@ A rank builds its stage, joins the process group, and then carries out commands 
 
 from __future__ import annotations
 
-import os
-import resource
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import psutil
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
@@ -24,6 +20,7 @@ from executor.alone import NoMessages, batch_s
 from executor.clocks import compare_clocks
 from executor.delivery import rank_file
 from executor.distribute import RemoteWeights, send_weights
+from executor.footprint import Footprint, forget_peak, peak_resident_bytes, resident_bytes
 from executor.pipeline import RankLoop, RankRecord
 from executor.schedule import Interval, Schedule
 from executor.stage import RankBundle, connect_joins, load_stage
@@ -90,7 +87,14 @@ def serve(options: RankOptions, control: Control) -> None:
             joins=joins,
         )
         loaded = resident_bytes()
-        loop = RankLoop(schedule, rank=options.rank, stage=stage, transport=transport)
+        loop = RankLoop(
+            schedule,
+            rank=options.rank,
+            stage=stage,
+            transport=transport,
+            # On an accelerator the plan's memory is the accelerator's.
+            footprint=Footprint.of(schedule, options.rank) if device.type == "cpu" else None,
+        )
         control.report(
             {
                 "event": "ready",
@@ -204,32 +208,3 @@ def _weight_bytes(stage: Any) -> int:
     held = [*stage.module.parameters(), *stage.module.buffers()]
     seen = {tensor.untyped_storage().data_ptr(): tensor for tensor in held}
     return sum(tensor.untyped_storage().nbytes() for tensor in seen.values())
-
-
-def resident_bytes() -> int:
-    """Resident memory of this process."""
-    return int(psutil.Process().memory_info().rss)
-
-
-def forget_peak() -> None:
-    """Have the system measure this process's peak from now on, where it can.
-
-    Importing touches pages of libraries that are given back, or the system takes when it needs
-    them: with a small model more than the rank ever holds later.
-    """
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_resident_bytes() -> int:
-    """The most resident memory this process has had since :func:`forget_peak`, or since its start
-    where that is not to be had."""
-    try:
-        # Not getrusage where this is: it starts from what the process that started this one had.
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    scale = 1 if os.uname().sysname == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from executor.collectives import StageJoins
-from executor.pipeline import StageModule
-from executor.schedule import Schedule
+from executor.schedule import Schedule, StageRole
 from executor.sockets import StageSockets
 from executor.transport import Transport
 from executor.waiting import WaitingStage, Waits, waiting_program
@@ -25,6 +25,21 @@ from profiler.graph import ModelGraph
 from profiler.operators import changed_inputs
 from profiler.program import Shard, StageProgram, WeightPort
 from profiler.weights import Recipe, cut
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageModule:
+    """A stage ready to run on this rank; ``changes`` are inputs it may modify in place. ``joins``
+    are those with other ranks that divide it. In place of the inputs ``awaited`` its module takes
+    objects that it asks for the tensor (``wait()``) where it first reads it."""
+
+    role: StageRole
+    program: StageProgram
+    module: nn.Module
+    device: torch.device
+    changes: frozenset[str] = frozenset()
+    joins: StageJoins | None = None
+    awaited: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)

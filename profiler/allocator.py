@@ -34,6 +34,15 @@ def keep_freed_memory() -> bool:
     return all([bool(mallopt(name, value)) for name, value in settings])
 
 
+def release_holes() -> bool:
+    """Give pages that only freed blocks of the heap lie on back to the system; False where the C
+    library cannot be asked."""
+    try:
+        return bool(ctypes.CDLL(None).malloc_trim(0))
+    except (OSError, AttributeError):  # not glibc
+        return False
+
+
 _TUNABLES = "GLIBC_TUNABLES"
 _NO_THREAD_CACHE = "glibc.malloc.tcache_count=0"
 

@@ -41,10 +41,10 @@ MEMORY_FRACTION = 0.25
 """Part of a device's free memory that a run's weights may take."""
 LEAST_BYTES = 2**20
 """Below this, what runs keep alive says nothing about the heap."""
-ARRIVALS_PERMILLE = 250
+ARRIVALS_PERMILLE = 150
 """What a real rank's heap takes on top of that: messages come and go in another order each step,
-and the heap still grows after ten of them. Of one plan it differs by some hundredths from run
-to run; this much keeps nearly all ranks below what was planned for them, or less than 5 % above."""
+and the heap still grows after ten of them. A rank that is about to take more than that gives the
+pages of holes back (``executor.footprint``), which takes time: this much keeps it rare."""
 MOST_PERMILLE = 3000
 """What the heap takes on top at most: more is not its doing."""
 

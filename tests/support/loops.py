@@ -15,8 +15,10 @@ from typing import Any
 
 import torch
 
-from executor.pipeline import RankLoop, RankRecord, StageModule
+from executor.footprint import Footprint
+from executor.pipeline import RankLoop, RankRecord
 from executor.schedule import Message, Schedule
+from executor.stage import StageModule
 from planner.planfile import Plan
 from profiler.graph import Layer, ModelGraph
 from profiler.program import StageProgram
@@ -117,6 +119,7 @@ def run(
     repeats: int = 1,
     pause: Pause | None = None,
     board: Board | None = None,
+    footprint: Callable[[int], Footprint] | None = None,
 ) -> tuple[dict[str, torch.Tensor], dict[int, RankRecord], Board]:
     """Run a plan for a graph of :func:`tests.support.builders.make_graph` on inputs ``x``."""
     schedule, board = Schedule(plan, graph), board or Board()
@@ -131,6 +134,7 @@ def run(
                 rank=rank,
                 stage=_stage(schedule, graph, rank, pause),
                 transport=BoardTransport(board),  # type: ignore[arg-type]
+                footprint=None if footprint is None else footprint(rank),
             )
             inputs = {"x": x} if rank == schedule.root else None
             records[rank], outputs = loop.run(len(x), symbols={}, inputs=inputs, repeats=repeats)
