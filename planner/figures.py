@@ -106,7 +106,7 @@ class Figures:
         return self._mapped[key]
 
     def heap_permille(self, device: str, items: int) -> int:
-        """What a rank's heap takes beyond the bytes alive on it, in thousandths of them."""
+        """What a rank's heap takes on top, in thousandths of what its layers need on it."""
         return lookup.heap_permille(self.problem.profile.timings_of[device].heap, items)
 
     def prelude_peak_bytes(self, device: str, items: int) -> int:

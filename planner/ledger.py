@@ -66,11 +66,8 @@ class Ledgers:
             and ((cut[x.tensor] and not stage.slices) or position == 0)
         }
         items = stage.shares[position]
-        sizes = [self._prices.size(name, items) for name in (*incoming, *outgoing)]
         ahead = 1 if stage.whole_batch else self._layout.depth
-        small = ahead * sum(size for size in sizes if size < MAPPED_BYTES)
-        large = ahead * sum(size for size in sizes if size >= MAPPED_BYTES)
-        return large + self._heap(stage.devices[position], items, small)
+        return ahead * sum(self._prices.size(name, items) for name in (*incoming, *outgoing))
 
     def _joining(self, stage: StageView, position: int) -> int:
         # One join at a time; the heap stays as large as the largest of them made it.
@@ -83,7 +80,7 @@ class Ledgers:
         return large + self._heap(stage.devices[position], stage.items, small)
 
     def _heap(self, device: str, items: int, alive: int) -> int:
-        """Bytes of a heap on which ``alive`` are in use."""
+        """Bytes of a heap on which layers need ``alive``."""
         return alive + alive * self._prices.heap(device, items) // 1000
 
     def of_root(self) -> RankMemory:
@@ -107,8 +104,7 @@ class Ledgers:
         if rank == ROOT_RANK:
             held |= set(graph.inputs)
         items = self._layout.batch_size
-        small, large = self._sums(held, items)
-        buffers_bytes += large + self._heap(device, items, small)
+        buffers_bytes += sum(self._sums(held, items))
         reserve = self._request.reserve_bytes
         free = self._prices.cluster.device[device].usable_bytes
         return RankMemory(

@@ -121,10 +121,7 @@ def root_bytes(figures: Figures, device: str) -> int:
     ends = dict.fromkeys(problem.keeps(device))
     if device == problem.cluster.root:
         ends.update(dict.fromkeys((*problem.graph.inputs, *problem.graph.outputs)))
-    heap, mapped = (
-        sum(tensor_part(figures, part, name, problem.batch) for name in ends) for part in Part
-    )
-    return on_heap(heap, figures.heap_permille(device, problem.batch)) + mapped
+    return sum(figures.tensor_bytes(name, problem.batch) for name in ends)
 
 
 def on_heap(num_bytes: int, permille: int) -> int:
@@ -207,16 +204,8 @@ def _most_alive(figures: Figures, holding: Holding, part: Part) -> int:
 def buffer_bytes(figures: Figures, holding: Holding) -> int:
     """What a rank takes for what it receives ahead and is still sending."""
     depth = 1 if holding.whole_batch else BUFFER_DEPTH
-    moved = {
-        part: depth
-        * sum(
-            tensor_part(figures, part, name, holding.items)
-            for name in (*holding.incoming, *holding.outgoing)
-        )
-        for part in Part
-    }
-    permille = figures.heap_permille(holding.device, holding.items)
-    return on_heap(moved[Part.HEAP], permille) + moved[Part.MAPPED]
+    moved = (*holding.incoming, *holding.outgoing)
+    return depth * sum(figures.tensor_bytes(name, holding.items) for name in moved)
 
 
 def join_bytes(figures: Figures, holding: Holding) -> int:

@@ -95,7 +95,7 @@ class Prices:
         return self._mapped[key]
 
     def heap(self, device: str, items: int) -> int:
-        """Thousandths of the bytes alive that a heap takes on top of them."""
+        """Thousandths of what a rank's layers need on the heap that it takes on top."""
         return lookup.heap_permille(self.timings(device).heap, items)
 
     def uses_prelude(self, layers: Sequence[int]) -> bool:

@@ -49,8 +49,9 @@ def mapped_bytes(rows: Sequence[Measurement], items: int) -> int:
 
 
 def heap_permille(rows: Sequence[HeapMeasurement], items: int) -> int:
-    """What the heap takes beyond the bytes alive, in thousandths; as at the nearest size outside
-    of what was measured, nothing without measurements.
+    """What the heap takes on top, in thousandths of what layers need on it.
+
+    As at the nearest size outside of what was measured, nothing without measurements.
 
     >>> from profiler.profile import HeapMeasurement as H
     >>> rows = [H(items=1, permille=900), H(items=4, permille=600)]

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import PIPE, Popen
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from safetensors.torch import save_file
@@ -41,7 +41,7 @@ MEMORY_FRACTION = 0.25
 """Part of a device's free memory that a run's weights may take."""
 LEAST_BYTES = 2**20
 """Below this, what runs keep alive says nothing about the heap."""
-ARRIVALS_PERMILLE = 150
+ARRIVALS_PERMILLE = 200
 """What a real rank's heap takes on top of that: messages come and go in another order each step,
 and the heap still grows after ten of them. A rank that is about to take more than that gives the
 pages of holes back (``executor.footprint``), which takes time: this much keeps it rare."""
@@ -75,7 +75,7 @@ def measure_residency(
         for items in _sizes(rows):
             now = {t: row for t, measured in rows.items() for row in measured if row.items == items}
             values = _values(bench, items)
-            alive = grown = 0
+            needed = holes = 0
             for first, last in _runs(bench.captured.graph, now, free_bytes):
                 with tempfile.TemporaryDirectory(prefix="apportion-probe-") as directory:
                     _write_run(Path(directory), bench, (first, last), values, items)
@@ -83,11 +83,11 @@ def measure_residency(
                 if answer is None:
                     return None
                 baseline = max(baseline, answer["empty_bytes"] + answer["library_bytes"])
-                on_heap, mapped = alive_bytes(bench.captured.graph, (first, last), now)
-                alive += on_heap
-                grown += max(on_heap, answer["grown_bytes"] - mapped)
-            # Of all runs together: what differs between them is chance more than their layers.
-            permille = (grown - alive) * 1000 // alive if alive >= LEAST_BYTES else 0
+                alive = alive_bytes(bench.captured.graph, (first, last), now)
+                needed += alive.needed
+                holes += max(0, answer["grown_bytes"] - sum(alive))
+            # Of all runs together: what differs between them is chance as much as their layers.
+            permille = holes * 1000 // needed if needed >= LEAST_BYTES else 0
             permille += ARRIVALS_PERMILLE
             heap.append(HeapMeasurement(items=items, permille=min(MOST_PERMILLE, permille)))
     return Residency(baseline_bytes=baseline, heap=tuple(heap))
@@ -136,11 +136,17 @@ def _sizes(rows: Rows) -> list[int]:
     return sorted({sizes[0], sizes[len(sizes) // 2], sizes[-1]})
 
 
-def alive_bytes(
-    graph: ModelGraph, run: tuple[int, int], now: Mapping[str, Measurement]
-) -> tuple[int, int]:
-    """The most bytes alive on a rank that runs layers ``run[0]`` to ``run[1]``: on its heap, and in
-    blocks too large for that.
+class Alive(NamedTuple):
+    """The most bytes alive on a rank: on its heap what its layers need, and what else there is; and
+    in blocks too large for that."""
+
+    needed: int
+    moved: int
+    mapped: int
+
+
+def alive_bytes(graph: ModelGraph, run: tuple[int, int], now: Mapping[str, Measurement]) -> Alive:
+    """The most bytes alive on a rank that runs layers ``run[0]`` to ``run[1]``.
 
     Activations and buffers of the section on memory in ``docs/cost-model.md``; what the prelude
     allocates is taken for small.
@@ -171,10 +177,10 @@ def alive_bytes(
             row = now[graph.layers[at].twin]
             needs = row.mapped_bytes if large else row.peak_bytes - row.mapped_bytes
             most[large] = max(most[large], alive + needs)
-        most[large] += DEPTH * moved[large]
+    rest = DEPTH * moved[False]
     if PRELUDE in now and any(layer.uses_prelude for layer in layers):
-        most[False] += now[PRELUDE].peak_bytes
-    return most[False], most[True]
+        rest += now[PRELUDE].peak_bytes
+    return Alive(needed=most[False], moved=rest, mapped=most[True] + DEPTH * moved[True])
 
 
 def _runs(

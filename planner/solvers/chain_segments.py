@@ -113,7 +113,7 @@ class Segments:
         self._times: dict[tuple[int, int], Floats] = {}
         self._regions = RegionsWithin(problem, figures)
         self._rooms: dict[tuple[int, int, bool, Sends], Flags] = {}
-        self._sizes: dict[tuple[int, Part], tuple[Integers, ...]] = {}
+        self._sizes: dict[int, tuple[Integers, ...]] = {}
         self._activations: dict[tuple[int, int], Integers] = {}
 
     def compute_s(self, option: Option) -> Floats:
@@ -221,21 +221,19 @@ class Segments:
         device = self.problem.classes[c][0]
         remote = device != self.problem.cluster.root
         depth = 1 if whole_batch else BUFFER_DEPTH
-        buffers = np.zeros_like(self._weights)
-        for part in Part:
-            entering, leaving, uncut, results, uncut_results, inputs = self._moved(items, part)
-            moved = np.tile(entering[:, None], (1, len(leaving)))
+        entering, leaving, uncut, results, uncut_results = self._moved(items)
+        moved = np.tile(entering[:, None], (1, len(leaving)))
+        if sends != "nothing":
+            moved += (leaving if sends == "all" else leaving - uncut)[None, :]
+        if remote:
+            for part in Part:
+                moved += self._inputs(items, part)
             if sends != "nothing":
-                moved += (leaving if sends == "all" else leaving - uncut)[None, :]
-            if remote:
-                moved += inputs
-                if sends != "nothing":
-                    moved += results if sends == "all" else results - uncut_results
-            buffers = buffers + self._taken(device, items, part, depth * moved)
+                moved += results if sends == "all" else results - uncut_results
         return np.asarray(
             self._weights
             + self._active(c, items)
-            + buffers
+            + depth * moved
             + root_bytes(self.figures, device)
             + self.problem.reserve_bytes(device)
         )
@@ -257,21 +255,21 @@ class Segments:
         return np.asarray(np.where(np.tri(size, dtype=np.bool_), 0, total))
 
     def _taken(self, device: str, items: int, part: Part, alive: Integers) -> Integers:
-        """What bytes alive take of a rank's memory; see ``planner.memory.on_heap``."""
+        """What bytes that layers need take of a rank's memory; see ``planner.memory.on_heap``."""
         if part is Part.MAPPED:
             return alive
         return alive + alive * self.figures.heap_permille(device, items) // 1000
 
-    def _moved(self, items: int, part: Part) -> tuple[Integers, ...]:
+    def _moved(self, items: int) -> tuple[Integers, ...]:
         """Bytes of ``items`` items: relayed in at a cut, relayed out, of that what cannot be cut;
-        per run: outputs that are not relayed as well, of that what cannot be cut, inputs."""
-        if (items, part) in self._sizes:
-            return self._sizes[items, part]
+        per run: outputs that are not relayed as well, of that what cannot be cut."""
+        if items in self._sizes:
+            return self._sizes[items]
         crossing, graph = self.crossing, self.problem.graph
         size = self.problem.num_layers + 1
         entering, uncut = (np.zeros(size, dtype=np.int64) for _ in range(2))
         for name, written, read in crossing.inner:
-            num_bytes = tensor_part(self.figures, part, name, items)
+            num_bytes = self.figures.tensor_bytes(name, items)
             entering[written + 1 : read + 1] += num_bytes
             if not graph.tensor[name].in_parts:
                 uncut[written + 1 : read + 1] += num_bytes
@@ -279,22 +277,22 @@ class Segments:
         last_read = {name: read for name, _, read in crossing.inner}
         for name in crossing.outputs:
             written = graph.layer_index[graph.tensor[name].producer or ""]
-            num_bytes = tensor_part(self.figures, part, name, items)
+            num_bytes = self.figures.tensor_bytes(name, items)
             # Runs that write it and end behind its last reader do not also relay it.
             ends = max(written, last_read[name]) + 1
             results[: written + 1, ends:] += num_bytes
             if not graph.tensor[name].in_parts:
                 uncut_results[: written + 1, ends:] += num_bytes
-        per_set = np.array(
-            [
-                sum(tensor_part(self.figures, part, name, items) for name in names)
-                for names in crossing.input_sets
-            ],
-            dtype=np.int64,
-        )
-        inputs = per_set[crossing.input_set]
-        self._sizes[items, part] = (entering, entering, uncut, results, uncut_results, inputs)
-        return self._sizes[items, part]
+        self._sizes[items] = (entering, entering, uncut, results, uncut_results)
+        return self._sizes[items]
+
+    def _inputs(self, items: int, part: Part) -> Integers:
+        """Bytes of the model's inputs that each run reads, in one part of the memory."""
+        sizes = [
+            sum(tensor_part(self.figures, part, name, items) for name in names)
+            for names in self.crossing.input_sets
+        ]
+        return np.array(sizes, dtype=np.int64)[self.crossing.input_set]
 
     def _active(self, c: int, items: int) -> Integers:
         """Peak activations of every run on one rank; see ``planner.memory.activation_bytes``."""
@@ -327,7 +325,7 @@ class Segments:
             behind = max(written, last_read[name]) + 1
             kept[: written + 1, behind:] += tensor_part(figures, part, name, items)
         # waiting[l, e]: inputs that some layer of l .. e - 1 reads.
-        waiting = self._moved(items, part)[5]
+        waiting = self._inputs(items, part)
         peaks = [peak_part(figures, part, at, device, items) for at in range(num_layers)]
         alive = passing[:-1] + np.array(peaks, dtype=np.int64)
         return _largest(alive, kept, waiting)
