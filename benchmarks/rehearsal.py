@@ -112,6 +112,8 @@ def main() -> None:
     flags = parser(__doc__)
     flags.add_argument("--instance", type=Path, required=True, help="a published chain")
     args = flags.parse_args()
+    if not args.instance.is_file():
+        flags.error(f"there is no {args.instance}")
     records = measure(
         args.instance,
         repeats=2 if args.quick else 5,
