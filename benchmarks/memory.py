@@ -13,7 +13,8 @@ where the rank took more than the plan said.
 
 ``within_prediction_and_a_tenth``: as root, a model is profiled by three emulated hosts; each host's
 memory is then limited to what the plan says of its rank and a tenth, and the plan runs: the part of
-the runs that complete. The kernel kills what exceeds a limit.
+the runs that complete with every rank's resident memory within it. The kernel kills what exceeds a
+limit, but does not count what a rank shares with the process it was forked from.
 
 ``page_taken_again_ms_per_mib``: what it takes to write to memory that was given back to the system
 over what it takes to write to it once more, as after ``executor.footprint`` gave pages back.
@@ -281,10 +282,17 @@ def within_limits(*, quick: bool) -> Record:
                         sources=Sources(profile=profile, cluster=profile.cluster),
                         started=StartedRanks(made, hosts=hosts),
                     ) as session:
-                        session.run(example_inputs(captured, 2 * items, varied=True), repeats=3)
-                        used = {name: hosts.memory_used(name) or 0 for name in names}
-                        headroom.append(min(1 - used[name] / limits[name] for name in names))
-                        completed.append(1)
+                        inputs = example_inputs(captured, items, varied=True)
+                        ranks = session.run(inputs, repeats=REPEATS).report.ranks
+                        # The kernel charges what ranks share with the process they were forked
+                        # from to that: so their whole resident memory must keep within, too.
+                        used = [rank.memory_bytes.measured or 0 for rank in ranks]
+                        left = min(
+                            1 - peak / limits[binding.device.split("/")[0]]
+                            for peak, binding in zip(used, made.spec.ranks, strict=True)
+                        )
+                        headroom.append(left)
+                        completed.append(int(left >= 0))
                 except RankFailedError as error:
                     print(f"{ref}, {items} items: {error}", file=sys.stderr)
                     completed.append(0)
