@@ -120,6 +120,12 @@ MODELS: dict[str, tuple[Callable[[int], tuple[nn.Module, Any]], int]] = {
 QUICK_MODELS: dict[str, tuple[Callable[[int], tuple[nn.Module, Any]], int]] = {"vit": (vit, 3)}
 
 
+def peak_bytes(rank: RankReport) -> float:
+    """The most resident memory of a rank that ran."""
+    assert rank.memory_bytes.measured is not None
+    return rank.memory_bytes.measured
+
+
 @dataclass(frozen=True)
 class Rank:
     """A rank of a plan that ran: what the plan says of it and what was measured."""
@@ -137,8 +143,7 @@ class Rank:
     @property
     def measured(self) -> float:
         """The most resident memory."""
-        assert self.report.memory_bytes.measured is not None
-        return self.report.memory_bytes.measured
+        return peak_bytes(self.report)
 
     @property
     def beside_weights(self) -> float:
@@ -286,10 +291,9 @@ def within_limits(*, quick: bool) -> Record:
                         ranks = session.run(inputs, repeats=REPEATS).report.ranks
                         # The kernel charges what ranks share with the process they were forked
                         # from to that: so their whole resident memory must keep within, too.
-                        used = [rank.memory_bytes.measured or 0 for rank in ranks]
                         left = min(
-                            1 - peak / limits[binding.device.split("/")[0]]
-                            for peak, binding in zip(used, made.spec.ranks, strict=True)
+                            1 - peak_bytes(rank) / limits[binding.device.split("/")[0]]
+                            for rank, binding in zip(ranks, made.spec.ranks, strict=True)
                         )
                         headroom.append(left)
                         completed.append(int(left >= 0))

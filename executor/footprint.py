@@ -52,8 +52,11 @@ class Footprint:
         self.given_back = 0
 
     @classmethod
-    def of(cls, schedule: Schedule, rank: int) -> Footprint | None:
-        """That of a rank with a stage whose memory the plan foresees; None for others."""
+    def of(cls, schedule: Schedule, rank: int, *, baseline_bytes: int) -> Footprint | None:
+        """That of a rank with a stage whose memory the plan foresees; None for others.
+
+        ``baseline_bytes`` are what the process had before its weights: a plan may reserve less.
+        """
         estimate = next((e for e in schedule.plan.estimate.ranks if e.rank == rank), None)
         role = schedule.role(rank)
         if estimate is None or role is None:
@@ -63,7 +66,9 @@ class Footprint:
         written = {x for layer in graph.layers if layer.name in role.layers for x in layer.writes}
         sizes = [graph.tensor[name].num_bytes(symbols) for name in written]
         largest = max((size for size in sizes if size < MAPPED_BYTES), default=0)
-        return cls(estimate.memory.total_bytes, largest)
+        memory = estimate.memory
+        lacking = max(0, baseline_bytes - memory.reserve_bytes)
+        return cls(memory.total_bytes + lacking, largest)
 
     def keep(self) -> None:
         """Give back what only holes hold, if the next piece could pass what is foreseen."""

@@ -93,7 +93,9 @@ def serve(options: RankOptions, control: Control) -> None:
             stage=stage,
             transport=transport,
             # On an accelerator the plan's memory is the accelerator's.
-            footprint=Footprint.of(schedule, options.rank) if device.type == "cpu" else None,
+            footprint=Footprint.of(schedule, options.rank, baseline_bytes=baseline)
+            if device.type == "cpu"
+            else None,
         )
         control.report(
             {

@@ -42,7 +42,7 @@ class HeapMeasurement(Record):
     """At ``items`` items, a rank's heap takes ``permille`` thousandths of its activations on top.
 
     The heap has holes that no later tensor fits into, and kernels keep scratch memory on it. Layers
-    make them: with none, or two, of its inputs and outputs on their way a run left the same holes.
+    make them: a run leaves much the same with none or two of its inputs and outputs on their way.
     """
 
     items: int = Field(ge=1)

@@ -149,11 +149,6 @@ class EmulatedHosts:
         self.host(name)
         return groups.memory_kills(self._groups[name].directories)
 
-    def memory_used(self, name: str) -> int | None:
-        """Bytes that a host's processes hold now, if anything counts them."""
-        self.host(name)
-        return groups.memory_used(self._groups[name].directories)
-
     def num_processes(self, name: str) -> int:
         """How many processes are within a host's limits."""
         self.host(name)

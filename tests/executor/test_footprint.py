@@ -102,9 +102,14 @@ def line(num_stages: int, *, floats_per_item: int) -> tuple[Plan, ModelGraph]:
 def test_a_rank_knows_what_its_plan_foresees(floats_per_item: int, largest: int) -> None:
     plan, graph = line(2, floats_per_item=floats_per_item)
     foreseen = plan.estimate.ranks[1].memory.total_bytes
-    footprint = Footprint.of(Schedule(plan, graph), 1)
+    reserve = plan.estimate.ranks[1].memory.reserve_bytes
+    footprint = Footprint.of(Schedule(plan, graph), 1, baseline_bytes=reserve)
     assert footprint is not None
     assert footprint.most_bytes == pytest.approx(1.02 * foreseen - largest)
+    # No reserve was asked for, or there was no profile of an empty rank: it has what it has.
+    larger = Footprint.of(Schedule(plan, graph), 1, baseline_bytes=reserve + 100 * MIB)
+    assert larger is not None
+    assert larger.most_bytes == pytest.approx(1.02 * (foreseen + 100 * MIB) - largest)
 
 
 def test_a_rank_of_which_the_plan_says_nothing_has_none() -> None:
@@ -112,7 +117,7 @@ def test_a_rank_of_which_the_plan_says_nothing_has_none() -> None:
     silent = plan.model_copy(
         update={"estimate": plan.estimate.model_copy(update={"ranks": plan.estimate.ranks[:1]})}
     )
-    assert Footprint.of(Schedule(silent, graph), 1) is None
+    assert Footprint.of(Schedule(silent, graph), 1, baseline_bytes=0) is None
 
 
 def test_every_piece_asks() -> None:
