@@ -62,7 +62,8 @@ class Footprint:
         if estimate is None or role is None:
             return None
         graph = schedule.graph
-        symbols = graph.symbols_at(schedule.microbatch_size)
+        items = schedule.batch_size if role.whole_batch else schedule.microbatch_size
+        symbols = graph.symbols_at(items)
         written = {x for layer in graph.layers if layer.name in role.layers for x in layer.writes}
         sizes = [graph.tensor[name].num_bytes(symbols) for name in written]
         largest = max((size for size in sizes if size < MAPPED_BYTES), default=0)

@@ -79,14 +79,20 @@ def test_taking_pages_again_is_a_small_part_of_the_time() -> None:
     assert min(gaps) >= 50 * 0.02
 
 
-def line(num_stages: int, *, floats_per_item: int) -> tuple[Plan, ModelGraph]:
+def line(
+    num_stages: int, *, floats_per_item: int, whole_batch: bool = False
+) -> tuple[Plan, ModelGraph]:
     """One layer a stage, one stage a device; batches of eight, two at a time."""
     edges = [(i, i + 1) for i in range(num_stages - 1)]
-    graph = make_graph(edges, num_stages, floats_per_item=floats_per_item)
+    waiting = [num_stages - 1] if whole_batch else []
+    graph = make_graph(edges, num_stages, floats_per_item=floats_per_item, whole_batch=waiting)
     names = [f"d{i}" for i in range(num_stages)]
     cluster = make_cluster(dict.fromkeys(names, GIB))
     profile = make_profile(graph, cluster, seconds={name: [0.01] * num_stages for name in names})
-    parts = [Part(layers=[i], devices=[f"h/{name}"]) for i, name in enumerate(names)]
+    parts = [
+        Part(layers=[i], devices=[f"h/{name}"], whole_batch=i in waiting)
+        for i, name in enumerate(names)
+    ]
     request = PlanRequest(batch_size=8, microbatch_size=2)
     return make_plan(profile, parts, request=request), graph
 
@@ -110,6 +116,14 @@ def test_a_rank_knows_what_its_plan_foresees(floats_per_item: int, largest: int)
     larger = Footprint.of(Schedule(plan, graph), 1, baseline_bytes=reserve + 100 * MIB)
     assert larger is not None
     assert larger.most_bytes == pytest.approx(1.02 * (foreseen + 100 * MIB) - largest)
+
+
+def test_a_stage_that_waits_for_the_batch_has_its_tensors_of_all_items() -> None:
+    plan, graph = line(2, floats_per_item=1000, whole_batch=True)
+    memory = plan.estimate.ranks[1].memory
+    footprint = Footprint.of(Schedule(plan, graph), 1, baseline_bytes=0)
+    assert footprint is not None
+    assert footprint.most_bytes == pytest.approx(1.02 * memory.total_bytes - 8 * 1000 * 4)
 
 
 def test_a_rank_of_which_the_plan_says_nothing_has_none() -> None:
